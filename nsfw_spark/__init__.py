@@ -1,0 +1,46 @@
+"""Keeps unsafe images out of data sets, at any size.
+
+    files ─► source ─► images ─► score_udf ─►│ decode ─► batch ─► encoder ─► head │─► image_scores ─► filter ─► safe_images
+                       image_id,             │ bytes     uint8     (N,D) f32  (N,) │   every image,            flagged_images
+                       content               └──────────── the scorer ─────────────┘   good or bad             quarantined_images
+
+Letters in shapes: N images in a batch, D numbers in an embedding, S pixels on a side of what the encoder gets,
+C classes of a model.
+
+This top level is the scorer: it imports neither pyspark nor delta. The picture's outer parts are `nsfw_spark.spark`.
+
+Example:
+    >>> import nsfw_spark
+    >>> scorer = nsfw_spark.load_scorer("open-nsfw")
+    >>> scorer.score([b"not an image"])[0].status
+    'undecodable'
+"""
+
+from __future__ import annotations
+
+from nsfw_spark.errors import (
+    ConfigError,
+    DeviceError,
+    ImageError,
+    InputError,
+    NsfwSparkError,
+    TableError,
+    WeightsError,
+)
+from nsfw_spark.scorer import ImageScore, Scorer, load_scorer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigError",
+    "DeviceError",
+    "ImageError",
+    "ImageScore",
+    "InputError",
+    "NsfwSparkError",
+    "Scorer",
+    "TableError",
+    "WeightsError",
+    "__version__",
+    "load_scorer",
+]

@@ -1,0 +1,162 @@
+"""Crops and scales an image to the square that an encoder gets.
+
+In: a Pillow image in mode RGB or L and a box of it, in fractions of a pixel. Out: a Pillow image of S x S.
+The work is done by cykooz-resizer's SIMD code on Pillow's own memory; where that has no wheel (Linux on
+aarch64), by Pillow, several times slower. Both compute the same filters.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from PIL import Image
+
+from nsfw_spark.model_card import Preprocessing
+
+try:
+    import cykooz_resizer
+except ImportError:
+    cykooz_resizer = None
+
+_log = logging.getLogger(__name__)
+_PILLOW_FILTER = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
+# Bicubic with a = -0.5, which is Pillow's, is known as Catmull-Rom.
+_SIMD_FILTER = {"bicubic": "catmull_rom", "bilinear": "bilinear"}
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of an image, in fractions of its pixels."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+def crop_box(width: int, height: int, preprocessing: Preprocessing) -> Box:
+    """Return the part of an upright image that the encoder sees.
+
+    The reference scales first, to whole pixels, and then cuts S x S out of the middle, at whole pixels.
+    Mapping that cut back through the rounded size gives the same pixels without scaling what is cut off;
+    the plain centred square does not: on textures it differs by up to 100 of 255.
+
+    Args:
+        width: Pixels, after EXIF orientation.
+        height: Pixels, after EXIF orientation.
+        preprocessing: The model card's.
+
+    Source:
+        torchvision.transforms.functional `resize` (the longer side is truncated) and `center_crop`
+        (Python's round, half to even), version 0.29.
+    """
+    size, scaled = preprocessing.size, scaled_size(width, height, preprocessing)
+    left, top = (round((side - size) / 2) for side in scaled)
+    across, down = width / scaled[0], height / scaled[1]  # source pixels for one scaled pixel
+    return Box(left * across, top * down, size * across, size * down)
+
+
+def scaled_size(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    """Return the (width, height) in pixels to which the reference scales before it crops."""
+    resized = preprocessing.resized
+    if preprocessing.fit == "squash":
+        return resized, resized
+    if width <= height:
+        return resized, int(resized * height / width)
+    return int(resized * width / height), resized
+
+
+def resize(image: Image.Image, box: Box, preprocessing: Preprocessing) -> Image.Image:
+    """Scale a box of an image to S x S.
+
+    Args:
+        image: Mode RGB or L, pixels loaded.
+        box: The part that is left, in pixels of `image`.
+        preprocessing: The model card's.
+    """
+    if preprocessing.resizer == "simd" and _has_simd():
+        return _resize_simd(image, box, preprocessing)
+    return _resize_pillow(image, box, preprocessing)
+
+
+def _resize_simd(image: Image.Image, box: Box, preprocessing: Preprocessing) -> Image.Image:
+    """Scale in two passes, across and down, in the order in which Pillow does.
+
+    The order matters: a cubic filter overshoots at hard edges, and each pass clips to 0…255. Left alone,
+    cykooz-resizer picks its own; on a checkerboard that differs from Pillow by 20 of 255, in Pillow's
+    order by 2, at a fifth more time.
+    """
+    size = preprocessing.size
+    left, right = _reach(box.left, box.width, size, image.width)
+    top, bottom = _reach(box.top, box.height, size, image.height)
+    if _down_first(image, preprocessing):
+        columns = Box(left, box.top, right - left, box.height)
+        half = _convolve(image, columns, (right - left, size), preprocessing)
+        rest = Box(box.left - left, 0, box.width, size)
+    else:
+        rows = Box(box.left, top, box.width, bottom - top)
+        half = _convolve(image, rows, (size, bottom - top), preprocessing)
+        rest = Box(0, box.top - top, size, box.height)
+    return _convolve(half, rest, (size, size), preprocessing)
+
+
+def _reach(start: float, length: float, size: int, end: int) -> tuple[int, int]:
+    """Return the whole pixels that the filter reads for `length` source pixels from `start` on."""
+    margin = 2 * max(length / size, 1) + 1  # the cubic filter's radius
+    return max(int(start - margin), 0), min(int(start + length + margin) + 1, end)
+
+
+def _down_first(image: Image.Image, preprocessing: Preprocessing) -> bool:
+    """Whether Pillow shrinks the height before the width (found by trying sizes with Pillow 13)."""
+    width, height = scaled_size(image.width, image.height, preprocessing)
+    rows_less, columns_less = image.height - height, image.width - width
+    return rows_less > max(0, 2 * columns_less)
+
+
+def _convolve(
+    image: Image.Image, box: Box, size: tuple[int, int], preprocessing: Preprocessing
+) -> Image.Image:
+    resizer, algorithm = _simd(preprocessing.interpolation)
+    # Rounding may put the far edge a hair outside, which the library refuses.
+    crop = cykooz_resizer.CropBox(
+        box.left,
+        box.top,
+        min(box.width, image.width - box.left),
+        min(box.height, image.height - box.top),
+    )
+    scaled = Image.new(image.mode, size)
+    options = cykooz_resizer.ResizeOptions(resize_alg=algorithm, crop_box=crop, use_alpha=False)
+    resizer.resize_pil(image, scaled, options)
+    return scaled
+
+
+def _resize_pillow(image: Image.Image, box: Box, preprocessing: Preprocessing) -> Image.Image:
+    size, resample = preprocessing.size, _PILLOW_FILTER[preprocessing.interpolation]
+    if preprocessing.fit == "squash":
+        # All of it, then the crop, as the authors do: so every bit is theirs.
+        whole = image.resize((preprocessing.resized, preprocessing.resized), resample)
+        margin = round((preprocessing.resized - size) / 2)
+        return whole.crop((margin, margin, margin + size, margin + size))
+    # Not all of it: a 1 x 100,000 image would be 224 x 22,400,000 pixels before the crop.
+    right, bottom = box.left + box.width, box.top + box.height
+    edges = (box.left, box.top, min(right, image.width), min(bottom, image.height))
+    return image.resize((size, size), resample, box=edges)
+
+
+@lru_cache
+def _has_simd() -> bool:
+    if cykooz_resizer is None:
+        _log.warning("cykooz-resizer is not installed: resizing with Pillow, several times slower")
+    return cykooz_resizer is not None
+
+
+@lru_cache
+def _simd(interpolation: str) -> tuple[Any, Any]:
+    filter_type = cykooz_resizer.FilterType[_SIMD_FILTER[interpolation]]
+    return cykooz_resizer.Resizer(), cykooz_resizer.ResizeAlg.convolution(filter_type)

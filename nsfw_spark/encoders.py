@@ -56,7 +56,7 @@ def load_encoder(card: ModelCard, weights: WeightsFile, device: str) -> Encoder:
     Args:
         card: The model.
         weights: The file, or the seed, of the encoder.
-        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+        device: `cpu`; `cuda` or `cuda:N`; `auto` or `auto:N`: that GPU if there is any, else the CPU.
 
     Raises:
         ConfigError: The library does not know the architecture, or is not installed.
@@ -245,7 +245,7 @@ def _torch_device(device: str) -> str:
     import torch
 
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "cpu" or (device == "auto" and num_gpus == 0):
+    if device == "cpu" or (device.startswith("auto") and num_gpus == 0):
         return "cpu"
     if _index(device) >= num_gpus:
         raise DeviceError(
@@ -257,7 +257,7 @@ def _torch_device(device: str) -> str:
 
 def _onnx_providers(runtime: Any, device: str) -> list[Any]:  # noqa: ANN401 - a module
     has_cuda = "CUDAExecutionProvider" in runtime.get_available_providers()
-    if device == "cpu" or (device == "auto" and not has_cuda):
+    if device == "cpu" or (device.startswith("auto") and not has_cuda):
         return ["CPUExecutionProvider"]
     if not has_cuda:
         raise DeviceError(

@@ -277,8 +277,10 @@ def describe(error: ValidationError, section: type[BaseModel]) -> str:
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(field, list(section.model_fields), n=1)
             message = "unknown key" + (f", did you mean {near[0]}?" if near else "")
-        elif problem["type"] not in {"missing", "value_error"}:
-            message += f", got {problem['input']!r}"
+        elif problem["type"] == "missing":
+            message = "is needed and was not given"
+        elif problem["type"] != "value_error":
+            message = f"{message[0].lower()}{message[1:]}, got {problem['input']!r}"
         problems.append(f"{field}: {message}" if field else message)
     return "; ".join(problems)
 

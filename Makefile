@@ -1,0 +1,110 @@
+# The first command in a fresh clone can be any of these: each makes the .venv that it needs.
+# Present must be python3 3.11 or later with its venv module, and for Spark Java 17 or later.
+# Another Python: make PYTHON=python3.12 ... (then `make distclean` first).
+
+PYTHON ?= python3
+ARGS ?=
+
+BIN = .venv/bin
+UV_INSTALL = $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:  # checks come before the downloads they would spoil
+
+.PHONY: help demo install check format test test-unit test-spark test-cluster test-gpu bench wheel clean distclean java
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+
+demo: java .venv/.demo  ## Score the images in examples/ on this machine (no GPU, no torch) and show the tables
+	@rm -rf demo-out
+	@$(BIN)/nsfw-spark run examples/images --output demo-out --model open-nsfw --max-error-rate 0.5
+
+install: .venv/.dev  ## Make .venv with every extra and the development tools (torch: several GB)
+
+check: .venv/.dev  ## Lint, formatting, types, import layers, spelling
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@echo codespell; \
+	if git rev-parse --is-inside-work-tree >/dev/null 2>&1; \
+	then git ls-files -z --cached --others --exclude-standard | xargs -0 $(BIN)/codespell; \
+	else $(BIN)/codespell; fi
+
+format: .venv/.dev  ## Sort imports, repair what ruff can, format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+test: test-unit test-spark test-cluster  ## All tests that need neither a GPU nor the internet
+
+# A tier without test files is left out, where pytest would exit with 5.
+PYTEST = run_tier() { \
+	  if [ -n "$$(find "tests/$$1" -name 'test_*.py' 2>/dev/null)" ]; \
+	  then tier="tests/$$1"; shift; $(BIN)/pytest "$$tier" "$$@" $(ARGS); \
+	  else echo "tests/$$1 has no test files: left out"; fi; }; run_tier
+
+test-unit: .venv/.dev  ## Tests in one process, seconds (make test-unit ARGS='-k decode')
+	@$(PYTEST) unit
+
+test-spark: java .venv/.dev  ## Tests with Spark in local mode
+	@$(PYTEST) spark -m spark
+
+test-cluster: java .venv/.dev  ## Tests with separate executors and pretended GPUs
+	@$(PYTEST) cluster -m cluster
+
+test-gpu: .venv/.dev  ## Tests on a CUDA device; without one, or without tests, this fails
+	@FAIL_WITHOUT_GPU=1 $(BIN)/pytest tests/gpu -m gpu $(ARGS)
+
+bench: java .venv/.dev  ## Measure the whole job; prints JSON (options in ARGS)
+	@$(BIN)/python bench/job.py $(ARGS)
+
+wheel: .venv/.uv  ## Build dist/*.whl
+	@rm -rf dist
+	@$(BIN)/uv build --wheel --python $(BIN)/python --out-dir dist
+
+clean:  ## Remove what builds, tests and the demo leave behind; .venv stays
+	@rm -rf build dist demo-out spark-warehouse metastore_db derby.log *.egg-info \
+	  .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## clean, and remove .venv
+	@rm -rf .venv
+
+# Stamps: an install runs again only when pyproject.toml or constraints.txt is newer.
+
+.venv/.demo: .venv/.uv pyproject.toml constraints.txt
+	@echo "Installing the job and Spark into .venv (a minute or two; 0.6 GB to download)"
+	@$(UV_INSTALL) -e '.[spark,quickstart]'
+	@touch $@
+
+.venv/.dev: .venv/.uv pyproject.toml constraints.txt
+	@echo "Installing everything and the development tools into .venv (several GB to download)"
+	@$(UV_INSTALL) -e '.[all]' --group dev
+	@touch $@
+
+.venv/.uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Python 3.11 or later is needed, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || :)"; \
+	  echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; } >&2
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) has no venv module. Debian, Ubuntu: sudo apt-get install python3-venv"; exit 1; } >&2
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	@touch $@
+
+# Spark takes JAVA_HOME before PATH, so this looks in the same order.
+java:
+	@if [ -n "$$JAVA_HOME" ]; then java="$$JAVA_HOME/bin/java"; where="JAVA_HOME ($$JAVA_HOME)"; \
+	else java=java; where=PATH; fi; \
+	found=$$("$$java" -version 2>&1 | sed -n 's/.* version "\([^"]*\)".*/\1/p' | head -n 1); \
+	major=$$(echo "$$found" | sed 's/^1\.//; s/[^0-9].*//'); \
+	[ "$${major:-0}" -ge 17 ] || { \
+	  echo "Spark needs Java 17 or later; in $$where there is $${found:-none}."; \
+	  echo "  Debian, Ubuntu:  sudo apt-get install openjdk-17-jre-headless"; \
+	  echo "  macOS:           brew install openjdk@17"; \
+	  echo "  conda:           conda install -c conda-forge openjdk=17"; \
+	  echo "Then set JAVA_HOME to its folder (the one with bin/java in it), or unset it and put java in PATH."; \
+	  echo "  macOS:           export JAVA_HOME=\"\$$(brew --prefix openjdk@17)/libexec/openjdk.jdk/Contents/Home\""; \
+	  exit 1; } >&2

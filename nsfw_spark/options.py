@@ -1,0 +1,139 @@
+"""The options of a job, validated: from the command line, a config file, or a caller.
+
+Knows neither Spark nor models, so that a wrong option is told in a second and not after a cluster started.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+
+from nsfw_spark.decode import DEFAULT_MAX_PIXELS
+from nsfw_spark.errors import ConfigError
+from nsfw_spark.model_card import describe, parse_section
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _count(value: Any) -> int | Literal["auto"]:  # noqa: ANN401 - whatever was written
+    if value == "auto":
+        return "auto"
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = 0
+    if number < 1:
+        raise ValueError(f"expected a whole number from 1, or auto; got {value!r}")
+    return number
+
+
+_Count = Annotated[int | Literal["auto"], PlainValidator(_count)]
+
+
+class JobOptions(BaseModel):
+    """Options of `run`, `score` and `filter`; each field is the option of that name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+
+    input: str | None = None
+    """URI of the images: any that Spark reads."""
+    output: str
+    """URI of a directory for the tables, or a catalog schema: `catalog.schema`."""
+    format: Literal["auto", "files"] = "auto"
+    """What INPUT is; `auto` takes a directory of image files."""
+    glob: str | None = None
+    """Only files whose names match, such as `*.{jpg,png}`; default: all files."""
+    model: str = "laion-vit-l-14"
+    """A built-in model card, or the path of a card file."""
+    model_dir: Path | None = None
+    """Directory with weights, so that no network is needed."""
+    threshold: _Share = 0.5
+    """An image is safe if its nsfw_score is below."""
+    batch_size: _Count = "auto"
+    """Images in one forward pass."""
+    files_per_batch: _Count = "auto"
+    """Files in one micro-batch; `auto` aims at a minute's work."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    """`auto` (GPUs where there are any), `cpu` or `cuda`."""
+    max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = DEFAULT_MAX_PIXELS
+    """Width x height above which an image is `too_large`; Pillow itself refuses above 178,956,970."""
+    max_error_rate: _Share = 0.1
+    """Share of the run's images without a score above which the exit status is 3."""
+    keep_content: bool = False
+    """Keep the encoded images in the tables."""
+    checkpoints: str | None = None
+    """URI for Spark's checkpoints; default OUT/_checkpoints."""
+    allow_random_weights: bool = False
+    """Accept a model card with random weights, whose scores mean nothing."""
+
+    @property
+    def is_schema(self) -> bool:
+        """Whether the output is a catalog schema and not a path."""
+        return is_schema(self.output)
+
+
+def is_schema(output: str) -> bool:
+    """Tell `main.safety`, a catalog schema, from a path; write `./main.safety` for a path."""
+    parts = output.split(".")
+    return len(parts) == 2 and all(part.isidentifier() for part in parts)  # noqa: PLR2004
+
+
+def job_options(given: Mapping[str, Any], config: Path | None = None) -> JobOptions:
+    """Merge options; those given win over those of the config file.
+
+    Args:
+        given: Option names and values; None means: not given.
+        config: A YAML file with the same names.
+
+    Raises:
+        ConfigError: An option or the file is wrong; the message names it as it was written.
+    """
+    from_file = {} if config is None else _read(config)
+    given = {name: value for name, value in given.items() if value is not None}
+    try:
+        options = JobOptions.model_validate({**from_file, **given})
+    except ValidationError as error:
+        raise ConfigError(_as_written(error, given, config)) from None
+    if options.is_schema and options.checkpoints is None:
+        raise ConfigError(
+            f"output {options.output} is a catalog schema; expected --checkpoints URI with it, a directory "
+            f"for Spark's checkpoints. (For a directory of that name, write ./{options.output})"
+        )
+    return options
+
+
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        text = config.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config file {config}: {error}") from error
+    return parse_section(_AnyKeys, text, origin=str(config)).model_dump()
+
+
+class _AnyKeys(BaseModel):
+    """A config file before its keys are known to be right: they are checked with all other options."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def _as_written(error: ValidationError, given: Mapping[str, Any], config: Path | None) -> str:
+    """Say what is wrong in the words of whoever wrote it: `--max-pixels`, or `job.yaml: max_pixels`."""
+    problems = error.errors(include_url=False)
+    names = list(dict.fromkeys(str(problem["loc"][0]) for problem in problems))
+    said = describe(error, JobOptions)
+    if config is not None and not set(names) & set(given):
+        return f"{config}: {said}"
+    for name in names:
+        said = said.replace(f"{name}:", f"--{name.replace('_', '-')}:")
+    return said
+
+
+def absolute_uri(location: str) -> str:
+    """Make a relative local path absolute, `~` included; leave a URI with a scheme as it is."""
+    if ":/" in location:
+        return location
+    return os.path.abspath(os.path.expanduser(location))  # noqa: PTH100, PTH111 - Path drops a URI's slashes

@@ -1,0 +1,112 @@
+"""Follows a streaming query to its end and shows how far it is.
+
+Counts come from `DataFrame.observe`: they are those of the rows that were written, at no extra pass.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pyspark.errors import StreamingQueryException
+from pyspark.sql import Column
+from pyspark.sql import functions as F
+from pyspark.sql.streaming import StreamingQuery
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from nsfw_spark import errors
+from nsfw_spark.spark.filtered import is_safe
+
+_log = logging.getLogger(__name__)
+OBSERVATION: Final = "images"
+_POLL_SECONDS: Final = 0.5
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Images of a run, or of a micro-batch."""
+
+    images: int = 0
+    ok: int = 0
+    safe: int = 0
+
+    @property
+    def flagged(self) -> int:
+        """Scored and not safe."""
+        return self.ok - self.safe
+
+    @property
+    def quarantined(self) -> int:
+        """Without a score."""
+        return self.images - self.ok
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.images + other.images, self.ok + other.ok, self.safe + other.safe)
+
+
+def counting_columns(threshold: float) -> list[Column]:
+    """Return what to observe of image_scores' rows, for `follow` to read."""
+    return [
+        F.count(F.lit(1)).alias("images"),
+        F.count(F.when(F.col("status") == "ok", 1)).alias("ok"),
+        F.count(F.when(is_safe(threshold), 1)).alias("safe"),
+    ]
+
+
+def follow(query: StreamingQuery) -> Counts:
+    """Wait for the query's end; return what it wrote.
+
+    On a terminal a line shows progress; elsewhere each micro-batch leaves one on standard error.
+
+    Raises:
+        NsfwSparkError: A task raised it on an executor.
+        StreamingQueryException: Anything else went wrong there.
+    """
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    total, seen = Counts(), -1
+    try:
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            line = bar.add_task("scoring", total=None)
+            is_active = True
+            while is_active:
+                is_active = not query.awaitTermination(_POLL_SECONDS)  # type: ignore[arg-type]
+                for progress in query.recentProgress:
+                    if progress.batchId <= seen or not progress.numInputRows:
+                        continue
+                    seen = progress.batchId
+                    counts = _counts(progress)
+                    total += counts
+                    bar.update(line, description=_sentence("scored", total, None))
+                    if not console.is_terminal:
+                        seconds = progress.batchDuration / 1000
+                        sys.stderr.write(_sentence(f"micro-batch {seen}:", counts, seconds) + "\n")
+    except StreamingQueryException as error:
+        raise _from_executor(error) from error
+    except KeyboardInterrupt:
+        query.stop()
+        raise
+    return total
+
+
+def _counts(progress: Any) -> Counts:  # noqa: ANN401 - StreamingQueryProgress, or a dict before Spark 4
+    observed = progress.observedMetrics.get(OBSERVATION)
+    return Counts() if observed is None else Counts(observed.images, observed.ok, observed.safe)
+
+
+def _sentence(verb: str, counts: Counts, seconds: float | None) -> str:
+    rate = "" if not seconds else f", {counts.images / seconds:,.0f} images/s"
+    without = f", {counts.quarantined:,} of them without a score" if counts.quarantined else ""
+    return f"{verb} {counts.images:,} images{without}{rate}"
+
+
+def _from_executor(error: StreamingQueryException) -> Exception:
+    """Return the project's own error that a task raised, or the error itself."""
+    raised = re.search(r"nsfw_spark\.errors\.(\w+Error): (.*)", str(error))
+    if raised is None:
+        return error
+    return getattr(errors, raised[1], errors.NsfwSparkError)(raised[2])  # type: ignore[no-any-return]

@@ -1,0 +1,93 @@
+"""The tables' columns: names, types and meaning, in one place.
+
+The README's table, the UDF's result and the Delta tables all follow these; a test compares them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pyspark.sql.types import (
+    ArrayType,
+    BinaryType,
+    DataType,
+    DoubleType,
+    FloatType,
+    IntegerType,
+    LongType,
+    MapType,
+    StringType,
+    StructField,
+    StructType,
+    TimestampType,
+)
+
+
+def _column(name: str, type_: DataType, comment: str) -> StructField:
+    # Nullable, all: Spark demands it of a UDF's struct, and a bad image has few of them.
+    return StructField(name, type_, nullable=True, metadata={"comment": comment})
+
+
+IMAGE_ID: Final = _column("image_id", StringType(), "URI of the file; the key of this table")
+
+SCORE: Final = StructType(
+    [
+        _column("length", LongType(), "bytes of the encoded image"),
+        _column("content_sha256", StringType(), "of the encoded image, hexadecimal"),
+        _column("width", IntegerType(), "pixels as stored, before EXIF orientation; null when unreadable"),
+        _column("height", IntegerType(), "pixels as stored, before EXIF orientation; null when unreadable"),
+        _column("format", StringType(), "JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, MPO; null when unreadable"),
+        _column("status", StringType(), "ok, or why there is no score"),
+        _column("error", StringType(), "what is wrong with the image, for people; null when ok"),
+        _column("nsfw_score", FloatType(), "0 (safe) to 1 (not safe for work); null unless ok"),
+        _column("class_scores", MapType(StringType(), FloatType()), "for models with classes; else null"),
+        _column("embedding", ArrayType(FloatType()), "of length 1; null unless ok or the model has none"),
+    ]
+)
+"""What the UDF returns for one image."""
+
+MODEL: Final = StructType(
+    [
+        _column("model", StringType(), "name of the model card"),
+        _column("model_fingerprint", StringType(), "hash of weights, preprocessing and precision"),
+        _column("run_id", StringType(), "the run that scored it; see the table runs"),
+        _column("scored_at", TimestampType(), "when its micro-batch began"),
+    ]
+)
+"""What a run adds to each image."""
+
+CARRIED: Final = StructType(
+    [_column("modification_time", TimestampType(), "of the file, when it was scored")]
+)
+"""What the source `files` knows besides."""
+
+CONTENT: Final = _column("content", BinaryType(), "the encoded image")
+
+RUNS: Final = StructType(
+    [
+        _column("run_id", StringType(), "as in image_scores"),
+        _column("command", StringType(), "run, score or filter"),
+        _column("started_at", TimestampType(), "when the job began, Spark's start not included"),
+        _column("seconds", DoubleType(), "of the whole job, Spark's start not included"),
+        _column("score_seconds", DoubleType(), "of these, scoring and writing image_scores"),
+        _column("filter_seconds", DoubleType(), "of these, writing the filtered tables"),
+        _column("input", StringType(), "where the images came from"),
+        _column("last_batch", LongType(), "last micro-batch of this input, all of whose files have rows"),
+        _column("images", LongType(), "rows that this run added to image_scores"),
+        _column("ok", LongType(), "of these, with a score"),
+        _column("safe", LongType(), "of these, in safe_images"),
+        _column("flagged", LongType(), "of these, in flagged_images"),
+        _column("quarantined", LongType(), "of these, in quarantined_images"),
+        _column("threshold", DoubleType(), "safe if nsfw_score is below; null where nothing was filtered"),
+        _column("model", StringType(), "name of the model card; null where nothing was scored"),
+        _column("model_fingerprint", StringType(), "as in image_scores"),
+        _column("versions", MapType(StringType(), StringType()), "of the libraries that decide a score"),
+    ]
+)
+"""One row a run."""
+
+
+def image_scores(*, keep_content: bool) -> StructType:
+    """Return the columns of `image_scores` and of the three filtered tables."""
+    content = [CONTENT] if keep_content else []
+    return StructType([IMAGE_ID, *SCORE.fields, *MODEL.fields, *CARRIED.fields, *content])

@@ -1,0 +1,210 @@
+"""Model cards: what is wrong is said by field; what decides a score is in the fingerprint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nsfw_spark.errors import ConfigError
+from nsfw_spark.model_card import ModelCard, built_in_models, load_card
+from tests.fakes import card, card_content
+
+CHECKSUMS = {"encoder": "a" * 64, "head": "b" * 64}
+
+
+def write(folder: Path, content: object) -> Path:
+    path = folder / "card.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def message(folder: Path, content: object) -> str:
+    """Return what loading the content as a card complains about."""
+    with pytest.raises(ConfigError) as caught:
+        load_card(write(folder, content))
+    text = str(caught.value)
+    assert "card.yaml" in text, "the file to mend is not named"
+    assert "\n" not in text, "a message is one line"
+    return text
+
+
+@pytest.mark.parametrize("name", built_in_models())
+def test_a_built_in_card_loads_under_its_name(name: str) -> None:
+    built_in = load_card(name)
+    assert built_in.name == name
+    assert not built_in.has_random_weights
+    assert set(built_in.weights_sources) >= {"encoder"}
+
+
+def test_the_built_in_cards_are_known() -> None:
+    assert {"laion-vit-b-32", "laion-vit-l-14", "open-nsfw"} <= set(built_in_models())
+
+
+@pytest.mark.parametrize("name", ["laion-vit-b-32", "laion-vit-l-14"])
+def test_openai_weights_get_their_own_activation(name: str) -> None:
+    """OpenAI's weights were trained with QuickGELU; the plain architecture computes another function."""
+    assert load_card(name).encoder.architecture.endswith("-quickgelu")
+
+
+def test_an_unknown_model_gets_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match=r"'laion-vit-l14'.*did you mean laion-vit-l-14\?.*open-nsfw"):
+        load_card("laion-vit-l14")
+
+
+def test_an_unknown_model_with_no_near_name_gets_the_list() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_card("zzz")
+    assert "did you mean" not in str(caught.value)
+    assert all(name in str(caught.value) for name in built_in_models())
+
+
+def test_an_unknown_key_gets_the_nearest_name(tmp_path: Path) -> None:
+    assert "license: unknown key, did you mean licence?" in message(tmp_path, card_content(license="MIT"))
+
+
+@pytest.mark.parametrize(
+    ("section", "wrong", "near"),
+    [("encoder", "precison", "precision"), ("preprocessing", "chanels", "channels"), ("head", "clases", "classes")],
+)
+def test_an_unknown_key_of_a_section_gets_the_nearest_name_of_that_section(
+    tmp_path: Path, section: str, wrong: str, near: str
+) -> None:
+    content = card_content(**{section: {wrong: 1}})
+    assert f"{section}.{wrong}: unknown key, did you mean {near}?" in message(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "got"),
+    [
+        ({"preprocessing": {"size": "big"}}, "preprocessing.size", "'big'"),
+        ({"preprocessing": {"size": 0}}, "preprocessing.size", "0"),
+        ({"preprocessing": {"mean": [0.5, 0.5]}}, "preprocessing.mean.2", "required"),
+        ({"encoder": {"precision": "float8"}}, "encoder.precision", "'float8'"),
+        ({"encoder": {"weights": {"path": "w", "sha256": "abc"}}}, "encoder.weights.sha256", "'abc'"),
+        ({"name": "two words"}, "name", "'two words'"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_field(
+    tmp_path: Path, changes: dict[str, Any], field: str, got: str
+) -> None:
+    text = message(tmp_path, card_content(**changes))
+    assert f"{field}: " in text
+    assert got in text
+
+
+@pytest.mark.parametrize("field", ["name", "licence", "encoder", "head", "preprocessing"])
+def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
+    content = {key: value for key, value in card_content().items() if key != field}
+    assert f"{field}: Field required" in message(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("weights", "got"),
+    [
+        ({"random": 1, "path": "w.safetensors"}, "got path and random"),
+        ({"huggingface": "a/b", "package": "c", "file": "f"}, "got huggingface and package"),
+        ({}, "got none"),
+        ({"file": "f"}, "got none"),
+        ({"huggingface": "a/b"}, "huggingface needs `file`"),
+    ],
+)
+def test_weights_come_from_exactly_one_source(tmp_path: Path, weights: dict[str, Any], got: str) -> None:
+    text = message(tmp_path, card_content(encoder={"weights": weights}))
+    assert "encoder.weights: " in text
+    assert got in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"encoder": {"embedding_dim": None}}, "a laion head needs encoder.embedding_dim"),
+        ({"head": {"weights": None}}, "library laion needs `weights`"),
+        ({"head": {"library": "classes", "classes": ["a"], "score": "probability:b"}}, "'probability:b'"),
+        ({"preprocessing": {"resize_to": 200}}, "resize_to is 200; expected at least size, 224"),
+    ],
+)
+def test_fields_that_do_not_fit_each_other_are_an_error(
+    tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    assert expected in message(tmp_path, card_content(**changes))
+
+
+def test_what_is_no_card_is_an_error(tmp_path: Path) -> None:
+    assert "holds list" in message(tmp_path, ["a", "b"])
+    assert "holds NoneType" in message(tmp_path, None)
+    (tmp_path / "broken.yaml").write_text("a: [1,", encoding="utf-8")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for name, reason in [("broken", "is not YAML"), ("binary", "cannot read"), ("absent", "cannot read")]:
+        with pytest.raises(ConfigError, match=reason):
+            load_card(tmp_path / f"{name}.yaml")
+
+
+def test_a_card_cannot_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        card().name = "other"
+
+
+def test_weights_paths_are_relative_to_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cards").mkdir()
+    weights = {"weights": {"path": "../tower.safetensors"}}
+    path = write(tmp_path / "cards", card_content(encoder=weights, head={"weights": {"path": "head.zip"}}))
+    monkeypatch.chdir(tmp_path)
+    loaded = load_card(path.relative_to(tmp_path))
+    assert loaded.encoder.weights.path == tmp_path / "tower.safetensors"
+    assert loaded.head.weights is not None
+    assert loaded.head.weights.path == tmp_path / "cards" / "head.zip"
+
+
+DECISIVE = [
+    {"encoder": {"architecture": "other"}},
+    {"encoder": {"precision": "bfloat16"}},
+    {"encoder": {"embedding_dim": 512}},
+    {"head": {"library": "classes", "classes": ["a", "b"], "score": "probability:a"}},
+    {"head": {"library": "classes", "classes": ["a", "b"], "score": "probability:b"}},
+    {"preprocessing": {"size": 336}},
+    {"preprocessing": {"resize_to": 256}},
+    {"preprocessing": {"fit": "squash"}},
+    {"preprocessing": {"interpolation": "bilinear"}},
+    {"preprocessing": {"resizer": "pillow"}},
+    {"preprocessing": {"jpeg_draft": 2}},
+    {"preprocessing": {"jpeg_reencode": True}},
+    {"preprocessing": {"channels": "bgr"}},
+    {"preprocessing": {"scale": 1}},
+    {"preprocessing": {"mean": [0.4, 0.5, 0.5]}},
+    {"preprocessing": {"std": [0.25, 0.25, 0.2]}},
+]
+
+
+def test_each_decisive_field_changes_the_fingerprint() -> None:
+    cards = [card(), *(card(**changes) for changes in DECISIVE)]
+    assert len({each.fingerprint(CHECKSUMS) for each in cards}) == len(cards)
+
+
+def test_every_preprocessing_field_counts_as_decisive() -> None:
+    """Whoever adds a field adds it to the list above."""
+    tried = {name for changes in DECISIVE for name in changes.get("preprocessing", {})}
+    assert tried == set(type(card().preprocessing).model_fields)
+
+
+@pytest.mark.parametrize("part", ["encoder", "head"])
+def test_other_weights_have_another_fingerprint(part: str) -> None:
+    other = card().fingerprint({**CHECKSUMS, part: "c" * 64})
+    assert other != card().fingerprint(CHECKSUMS)
+
+
+@pytest.mark.parametrize("field", ["name", "summary", "source", "licence"])
+def test_descriptions_do_not_change_the_fingerprint(field: str) -> None:
+    assert card(**{field: "other"}).fingerprint(CHECKSUMS) == card().fingerprint(CHECKSUMS)
+
+
+def test_where_weights_come_from_does_not_change_the_fingerprint() -> None:
+    moved: ModelCard = card(encoder={"weights": {"path": "elsewhere.safetensors"}})
+    assert moved.fingerprint(CHECKSUMS) == card().fingerprint(CHECKSUMS)
+
+
+def test_only_a_card_with_random_weights_says_so() -> None:
+    assert card().has_random_weights
+    assert not card(encoder={"weights": {"path": "w"}}).has_random_weights

@@ -205,12 +205,8 @@ def write_variants(sources: dict[str, Image.Image], folder: Path) -> None:
 def main() -> None:
     """Read the command line and write every picture."""
     parser = argparse.ArgumentParser(description="Build the demo's pictures.")
-    parser.add_argument(
-        "--matplotlib-data", type=Path, required=True, help="folder with grace_hopper.jpg"
-    )
-    parser.add_argument(
-        "--scipy-data", type=Path, required=True, help="folder with face.dat and ascent.dat"
-    )
+    parser.add_argument("--matplotlib-data", type=Path, required=True, help="folder with grace_hopper.jpg")
+    parser.add_argument("--scipy-data", type=Path, required=True, help="folder with face.dat and ascent.dat")
     parser.add_argument(
         "--out",
         type=Path,

@@ -1,13 +1,15 @@
 """Keeps unsafe images out of data sets, at any size.
 
-    files ─► source ─► images ─► score_udf ─►│ decode ─► batch ─► encoder ─► head │─► image_scores ─► filter ─► safe_images
-                       image_id,             │ bytes     uint8     (N,D) f32  (N,) │   every image,            flagged_images
-                       content               └──────────── the scorer ─────────────┘   good or bad             quarantined_images
+    files ─► source ─► images ─► score_udf ─►│ decode ─► batch ─► encoder ─► head │─► image_scores ─► filter
+                       image_id,             │ bytes     uint8    (N,D) f32  (N,) │   every image,       │
+                       content               └───────────── the scorer ───────────┘   good or bad        │
+                                                      safe_images, flagged_images, quarantined_images ◄──┘
 
-Letters in shapes: N images in a batch, D numbers in an embedding, S pixels on a side of what the encoder gets,
-C classes of a model.
+Letters in shapes: N images in a batch, D numbers in an embedding, C classes of a model, S pixels on a side
+of what the encoder gets.
 
-This top level is the scorer: it imports neither pyspark nor delta. The picture's outer parts are `nsfw_spark.spark`.
+This top level is the scorer: it imports neither pyspark nor delta. The picture's outer parts are
+`nsfw_spark.spark`.
 
 Example:
     >>> import nsfw_spark

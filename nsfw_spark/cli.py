@@ -1,5 +1,6 @@
 """The command line: options only, no logic.
 
+`run`, `score` and `filter` take their options from the fields of `JobOptions`.
 What a command prints: progress and tables for people on standard error; on standard output the result, whose
 last line is one JSON object. What can go wrong by the user's hand is one line that says what was got, what
 was expected and what to do, and exit status 2.
@@ -10,7 +11,8 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
@@ -45,96 +47,73 @@ models = typer.Typer(rich_markup_mode=None, help="Model cards and their weights.
 app.add_typer(models, name="models")
 
 
-def _option(field: str, flag: str | None = None) -> Any:  # noqa: ANN401 - typer.Option's own type
-    """Return the option of a field of `JobOptions`: its docstring is the help, its default is shown."""
-    info = JobOptions.model_fields[field]
-    default = "" if info.default in (None, False) or info.is_required() else f" [{info.default}]"
-    names = (flag,) if flag else (f"--{field.replace('_', '-')}",)
-    return typer.Option(*names, help=f"{info.description}{default}", show_default=False)
-
-
-Input = Annotated[str | None, typer.Argument(help=JobOptions.model_fields["input"].description)]
-Output = Annotated[str | None, _option("output")]
-Config = Annotated[Path | None, typer.Option(help="YAML file with any of these options; the command line wins.")]
-Threshold = Annotated[str | None, _option("threshold")]
-Checkpoints = Annotated[str | None, _option("checkpoints")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Format = Annotated[str | None, _option("format")]
-Glob = Annotated[str | None, _option("glob")]
-ModelName = Annotated[str | None, _option("model")]
-ModelDir = Annotated[Path | None, _option("model_dir")]
-BatchSize = Annotated[str | None, _option("batch_size")]
-FilesPerBatch = Annotated[str | None, _option("files_per_batch")]
-Device = Annotated[str | None, _option("device")]
-MaxPixels = Annotated[str | None, _option("max_pixels")]
-MaxErrorRate = Annotated[str | None, _option("max_error_rate")]
-KeepContent = Annotated[bool | None, _option("keep_content", "--keep-content")]
-AllowRandomWeights = Annotated[bool | None, _option("allow_random_weights", "--allow-random-weights")]
-
-
-@app.command()
-def run(
-    context: typer.Context,
-    input: Input = None,  # noqa: A002 - the option's name
-    output: Output = None,
-    format: Format = None,  # noqa: A002 - the option's name
-    glob: Glob = None,
-    model: ModelName = None,
-    model_dir: ModelDir = None,
-    threshold: Threshold = None,
-    batch_size: BatchSize = None,
-    files_per_batch: FilesPerBatch = None,
-    device: Device = None,
-    max_pixels: MaxPixels = None,
-    max_error_rate: MaxErrorRate = None,
-    keep_content: KeepContent = None,
-    checkpoints: Checkpoints = None,
-    allow_random_weights: AllowRandomWeights = None,
-    config: Config = None,
-    debug: Debug = False,
-) -> int:
+def _run(options: JobOptions) -> int:
     """Score the images that are new in INPUT, then bring the filtered tables up to date."""
-    return _score(context.params, with_filter=True)
+    return _score(options, with_filter=True)
 
 
-@app.command()
-def score(
-    context: typer.Context,
-    input: Input = None,  # noqa: A002 - the option's name
-    output: Output = None,
-    format: Format = None,  # noqa: A002 - the option's name
-    glob: Glob = None,
-    model: ModelName = None,
-    model_dir: ModelDir = None,
-    batch_size: BatchSize = None,
-    files_per_batch: FilesPerBatch = None,
-    device: Device = None,
-    max_pixels: MaxPixels = None,
-    max_error_rate: MaxErrorRate = None,
-    keep_content: KeepContent = None,
-    checkpoints: Checkpoints = None,
-    allow_random_weights: AllowRandomWeights = None,
-    config: Config = None,
-    debug: Debug = False,
-) -> int:
+def _score_only(options: JobOptions) -> int:
     """Score the images that are new in INPUT into image_scores, and no more."""
-    return _score(context.params, with_filter=False)
+    return _score(options, with_filter=False)
 
 
-@app.command("filter")
-def filter_(
-    context: typer.Context,
-    output: Annotated[str | None, typer.Argument(help=JobOptions.model_fields["output"].description)] = None,
-    threshold: Threshold = None,
-    config: Config = None,
-    debug: Debug = False,
-) -> int:
-    """Rebuild the filtered tables of OUTPUT under a threshold; needs no model and no GPU."""
-    options = _options(context.params)
+def _filter(options: JobOptions) -> int:
+    """Bring the filtered tables of OUTPUT up to date under a threshold; needs no model and no GPU."""
     from nsfw_spark.spark.pipeline import filter_job
 
     _show(filter_job(options), options)
     return _DONE
+
+
+def _add_job(name: str, job: Callable[[JobOptions], int], argument: str, fields: Iterable[str]) -> None:
+    """Add a command whose options are fields of `JobOptions`, with their docstrings as help.
+
+    Args:
+        name: Of the command.
+        job: Runs it and returns the exit status; its docstring is the command's help.
+        argument: The field that is given without a name.
+        fields: The fields that are options.
+    """
+
+    def command(config: Path | None, *, debug: bool, **given: Any) -> int:  # noqa: ANN401, ARG001 - see main
+        return job(job_options(given, config))
+
+    types: dict[str, Any] = {argument: Annotated[str | None, typer.Argument(help=_help(argument))]}
+    types |= {field: _option_type(field) for field in fields}
+    types["config"] = Annotated[
+        Path | None, typer.Option(help="YAML file with any of these options; the command line wins.")
+    ]
+    types["debug"] = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+    command.__annotations__ = types
+    command.__signature__ = Signature(  # type: ignore[attr-defined]
+        [
+            Parameter(
+                key, Parameter.KEYWORD_ONLY, default=False if key == "debug" else None, annotation=type_
+            )
+            for key, type_ in types.items()
+        ]
+    )
+    app.command(name, help=job.__doc__)(command)
+
+
+def _option_type(field: str) -> Any:  # noqa: ANN401 - a type, for typer to read
+    """Return the option of a field; its value stays text, which `JobOptions` reads and judges."""
+    info = JobOptions.model_fields[field]
+    flag = f"--{field.replace('_', '-')}"
+    if info.annotation is bool:
+        return Annotated[bool | None, typer.Option(flag, help=_help(field))]
+    default = "" if info.default is None or info.is_required() else f" [{info.default}]"
+    return Annotated[str | None, typer.Option(flag, help=_help(field) + default, show_default=False)]
+
+
+def _help(field: str) -> str:
+    return str(JobOptions.model_fields[field].description)
+
+
+_FIELDS: Final = [field for field in JobOptions.model_fields if field != "input"]
+_add_job("run", _run, "input", _FIELDS)
+_add_job("score", _score_only, "input", [field for field in _FIELDS if field != "threshold"])
+_add_job("filter", _filter, "output", ["threshold"])
 
 
 @models.command("list")
@@ -160,7 +139,6 @@ def show_model(model: Annotated[str, typer.Argument(help="Name, or path of a car
 def fetch_model(
     model: Annotated[list[str], typer.Argument(help="Names, or paths of card files.")],
     model_dir: Annotated[Path | None, typer.Option(help="Copy the weights here, to use offline.")] = None,
-    debug: Debug = False,
 ) -> int:
     """Download the weights of models and check their sha256."""
     for name in model:
@@ -172,7 +150,6 @@ def fetch_model(
 def verify_model(
     model: Annotated[list[str], typer.Argument(help="Names, or paths of card files.")],
     model_dir: Annotated[Path | None, typer.Option(help="Where fetched weights lie.")] = None,
-    debug: Debug = False,
 ) -> int:
     """Check that the weights of models are here and are the right ones; downloads nothing."""
     for name in model:
@@ -204,35 +181,33 @@ def _status(arguments: list[str]) -> int:
         return app(arguments, prog_name="nsfw-spark", standalone_mode=False) or _DONE
     except typer.Exit as stop:
         return stop.exit_code
-    except TyperException as error:  # an option or command that does not exist
-        said = error.format_message() if hasattr(error, "format_message") else str(error)
-        return _say(f"{said.rstrip('.')}. Expected: nsfw-spark --help", arguments, _WRONG)
-    except DeviceError as error:
-        return _say(str(error), arguments, _UNEXPECTED)
-    except NsfwSparkError as error:
-        return _say(str(error), arguments, _WRONG)
     except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted; the same command again goes on where it stopped", arguments, _INTERRUPTED)
+        return _say("interrupted; the same command again goes on where it stopped", _INTERRUPTED, arguments)
     except Exception as error:  # noqa: BLE001 - the one place where nothing is left to pass it on to
-        said = (str(error).strip() or "no message").splitlines()[0]
-        hint = "" if "--debug" in arguments else " (--debug shows where)"
-        return _say(f"unexpected {type(error).__name__}: {said}{hint}", arguments, _UNEXPECTED)
+        return _say(*_explain(error), arguments)
 
 
-def _say(message: str, arguments: list[str], status: int) -> int:
+def _explain(error: Exception) -> tuple[str, int]:
+    """Return what to say of an error, and the exit status."""
+    if isinstance(error, TyperException):  # an option or a command that does not exist
+        said = error.format_message() if hasattr(error, "format_message") else str(error)
+        return f"{said}  (nsfw-spark --help lists all)", _WRONG
+    if isinstance(error, DeviceError):  # from an executor, in the middle of the work
+        return str(error), _UNEXPECTED
+    if isinstance(error, NsfwSparkError):
+        return str(error), _WRONG
+    said = (str(error).strip() or "no message").splitlines()[0]
+    return f"unexpected {type(error).__name__}: {said} (--debug shows where)", _UNEXPECTED
+
+
+def _say(message: str, status: int, arguments: list[str]) -> int:
     if "--debug" in arguments:
         traceback.print_exc()
     typer.echo(f"nsfw-spark: {' '.join(message.split())}", err=True)
     return status
 
 
-def _options(params: dict[str, Any]) -> JobOptions:
-    given = {name: value for name, value in params.items() if name in JobOptions.model_fields}
-    return job_options(given, params["config"])
-
-
-def _score(params: dict[str, Any], *, with_filter: bool) -> int:
-    options = _options(params)
+def _score(options: JobOptions, *, with_filter: bool) -> int:
     from nsfw_spark.spark.pipeline import run_job
 
     summary = run_job(options, with_filter=with_filter)

@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from nsfw_spark.errors import ImageError, ImageHeader
 from nsfw_spark.model_card import Preprocessing
@@ -102,7 +102,7 @@ def _open(content: bytes, max_pixels: int) -> tuple[Image.Image, ImageHeader]:
         image = Image.open(BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", f"{error}; the limit is max_pixels = {max_pixels}") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise _unidentified(content) from None
     except Exception as error:  # noqa: BLE001 - Pillow's parsers raise anything on damaged headers
         raise ImageError("undecodable", f"damaged header: {_reason(error)}") from None
@@ -140,9 +140,7 @@ def _foreign_format(content: bytes) -> str | None:
     return None
 
 
-def _load(
-    image: Image.Image, header: ImageHeader, preprocessing: Preprocessing
-) -> tuple[Image.Image, int]:
+def _load(image: Image.Image, header: ImageHeader, preprocessing: Preprocessing) -> tuple[Image.Image, int]:
     """Decode the pixels; return them and by how much a JPEG was scaled down while decoding."""
     try:
         scale = _draft(image, preprocessing) if image.format in {"JPEG", "MPO"} else 1
@@ -179,8 +177,10 @@ def _crop(
 ) -> npt.NDArray[np.uint8]:
     """Resize and crop to (S, S, 3), upright."""
     orientation = _orientation(image)
-    full = (header.width, header.height) if scale > 1 else image.size
-    upright = crop_box(*(reversed(full) if orientation >= _FIRST_TRANSPOSED else full), preprocessing)
+    width, height = full = (header.width, header.height) if scale > 1 else image.size
+    if orientation >= _FIRST_TRANSPOSED:
+        width, height = height, width
+    upright = crop_box(width, height, preprocessing)
     box = _stored(upright, orientation, full)
     box = Box(*(side / scale for side in (box.left, box.top, box.width, box.height)))
     square = resize(image, box, preprocessing)

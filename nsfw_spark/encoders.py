@@ -10,8 +10,7 @@ import logging
 import os
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -75,7 +74,7 @@ def load_encoder(card: ModelCard, weights: WeightsFile, device: str) -> Encoder:
 def normalise(pixels: npt.NDArray[np.uint8], how: Preprocessing) -> npt.NDArray[np.float32]:
     """Apply channel order, scale, mean and std on the CPU: uint8 (N, S, S, 3) → float32, same shape."""
     ordered = pixels[..., ::-1] if how.channels == "bgr" else pixels
-    mean, std = np.float32(how.mean), np.float32(how.std)
+    mean, std = np.array(how.mean, np.float32), np.array(how.std, np.float32)
     values = (ordered.astype(np.float32) / np.float32(how.scale) - mean) / std
     return np.ascontiguousarray(values, dtype=np.float32)
 
@@ -126,7 +125,7 @@ class OpenClipEncoder:
         if self._preprocessing.channels == "bgr":
             channels = channels.flip(1)
         values = (channels.float() / self._preprocessing.scale - self._mean) / self._std
-        return values.to(self._dtype)
+        return cast("torch.Tensor", values.to(self._dtype))
 
 
 class OnnxEncoder:

@@ -3,12 +3,12 @@
 What a caller has to tell apart, nothing more::
 
     NsfwSparkError
-    ├── ConfigError(ValueError)    option, config file or model card wrong        driver, exit 2
-    ├── InputError(ValueError)     input missing, empty, or of the wrong shape    driver, exit 2
-    ├── TableError                 table missing, or of another schema or model   driver, exit 2
-    ├── WeightsError               absent, or their sha256 differs                driver, exit 2; else fails the task
-    ├── DeviceError(RuntimeError)  no usable GPU, does not fit                    fails the task
-    └── ImageError(ValueError)     one image cannot be scored                     marks the row
+    ├── ConfigError(ValueError)    option, config file or model card wrong      driver, exit 2
+    ├── InputError(ValueError)     input missing, empty, or of the wrong shape  driver, exit 2
+    ├── TableError                 table missing, or of another schema or model driver, exit 2
+    ├── WeightsError               absent, or their sha256 differs              driver, exit 2; or the task
+    ├── DeviceError(RuntimeError)  no usable GPU, does not fit                  fails the task
+    └── ImageError(ValueError)     one image cannot be scored                   marks the row
 
 A message says what was got, what was expected, and what to do. Each error survives pickling, because
 Spark carries it from a Python worker to the driver.
@@ -19,9 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Status = Literal[
-    "ok", "missing", "unsupported", "undecodable", "too_large", "crashed", "not_finite"
-]
+Status = Literal["ok", "missing", "unsupported", "undecodable", "too_large", "crashed", "not_finite"]
 """Why a row of `image_scores` has a score or none; `ok` alone means that it has one."""
 
 

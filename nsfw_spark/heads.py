@@ -80,9 +80,9 @@ class DenseHead:
         for kernel, bias in self._layers[:-1]:
             hidden = np.maximum(hidden @ kernel + bias, 0)
         kernel, bias = self._layers[-1]
-        logits = np.float32(hidden @ kernel + bias)[:, 0]  # (N,)
+        logits = (hidden @ kernel + bias)[:, 0]  # (N,)
         with np.errstate(over="ignore"):  # exp overflows to infinity, and 1 / infinity is the 0 it should be
-            return Scored(1 / (1 + np.exp(-logits)))
+            return Scored(np.asarray(1 / (1 + np.exp(-logits)), np.float32))
 
 
 class ClassHead:

@@ -89,9 +89,7 @@ def _member(archive: zipfile.ZipFile, suffix: str) -> bytes:
     raise KeyError(suffix)
 
 
-def _float_tensors(
-    index: bytes, data: bytes
-) -> Iterator[tuple[tuple[int, str], npt.NDArray[np.float32]]]:
+def _float_tensors(index: bytes, data: bytes) -> Iterator[tuple[tuple[int, str], npt.NDArray[np.float32]]]:
     """Yield ((layer number, variable name), float32 array) of each layer's variables."""
     for key, value in _table_entries(index):
         layer = _LAYER.fullmatch(key.decode())

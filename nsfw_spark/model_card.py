@@ -202,9 +202,7 @@ class ModelCard(_Section):
 def built_in_models() -> list[str]:
     """Return the names of the built-in cards, sorted."""
     return sorted(
-        card.name.removesuffix(".yaml")
-        for card in _BUILT_IN.iterdir()
-        if card.name.endswith(".yaml")
+        card.name.removesuffix(".yaml") for card in _BUILT_IN.iterdir() if card.name.endswith(".yaml")
     )
 
 

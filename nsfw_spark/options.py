@@ -37,7 +37,9 @@ _Count = Annotated[int | Literal["auto"], PlainValidator(_count)]
 class JobOptions(BaseModel):
     """Options of `run`, `score` and `filter`; each field is the option of that name."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True
+    )
 
     input: str | None = None
     """URI of the images: any that Spark reads."""

@@ -161,9 +161,7 @@ class Scorer:
             return _with_header(row, error.header), None
         return _with_header(row, decoded.header), decoded.pixels
 
-    def _finish(
-        self, pending: list[ImageScore], pixels: list[npt.NDArray[np.uint8]]
-    ) -> Iterator[ImageScore]:
+    def _finish(self, pending: list[ImageScore], pixels: list[npt.NDArray[np.uint8]]) -> Iterator[ImageScore]:
         scores = iter(self._model.predict(np.stack(pixels)) if pixels else [])
         for row in pending:
             if row.status != "ok":

@@ -99,9 +99,7 @@ def read_tensors(path: Path, prefix: str) -> dict[str, torch.Tensor]:
                 if name.startswith(prefix)
             }
     except (OSError, SafetensorError) as error:
-        raise WeightsError(
-            f"{path} is not a safetensors file ({error}); fetch it again: {_FETCH}"
-        ) from error
+        raise WeightsError(f"{path} is not a safetensors file ({error}); fetch it again: {_FETCH}") from error
     if not tensors:
         raise WeightsError(f"{path} holds no tensor named {prefix}…; expected a CLIP checkpoint")
     return tensors
@@ -111,9 +109,7 @@ _FETCH: Final = "nsfw-spark models fetch MODEL --model-dir DIR"
 _SHA256_DIGITS: Final = 64
 
 
-def _locate(
-    model: str, source: WeightsSource, model_dir: Path | None, *, download: bool
-) -> WeightsFile:
+def _locate(model: str, source: WeightsSource, model_dir: Path | None, *, download: bool) -> WeightsFile:
     if source.random is not None:
         return WeightsFile(None, f"random:{source.random}")
     if source.package is not None:
@@ -143,11 +139,9 @@ def _path_in_model_dir(source: WeightsSource, model_dir: Path) -> Path:
     return model_dir / str(source.huggingface) / str(source.file)
 
 
-def _from_hub(
-    model: str, source: WeightsSource, model_dir: Path | None, *, download: bool
-) -> Path:
+def _from_hub(model: str, source: WeightsSource, model_dir: Path | None, *, download: bool) -> Path:
     from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError  # whichever httpx it uses
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError  # type: ignore[attr-defined]
 
     repository, name = str(source.huggingface), str(source.file)
     looked = []
@@ -157,9 +151,7 @@ def _from_hub(
             return path
         looked.append(str(path))
     try:
-        return Path(
-            hf_hub_download(repository, name, revision=source.revision, local_files_only=True)
-        )
+        return Path(hf_hub_download(repository, name, revision=source.revision, local_files_only=True))
     except LocalEntryNotFoundError:
         looked.append(f"the Hugging Face cache {constants.HF_HUB_CACHE}")
     if download and not constants.HF_HUB_OFFLINE:

@@ -78,7 +78,8 @@ def reference(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[n
     """Preprocess as torchvision does on Pillow: upright, RGB, resize all of it, cut out the middle.
 
     Source:
-        torchvision.transforms.functional `resize` and `center_crop`, version 0.29; open_clip 3.3 `image_transform`.
+        torchvision.transforms.functional `resize` and `center_crop`, version 0.29, which open_clip's
+        `image_transform` puts in a row.
     """
     image = ImageOps.exif_transpose(image)
     image = image if image.mode == "L" else image.convert("RGB")

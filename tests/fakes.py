@@ -64,7 +64,7 @@ CARD: dict[str, Any] = {
 
 
 def card_content(**changes: Any) -> dict[str, Any]:  # noqa: ANN401 - any value, wrong ones too
-    """Return the content of a card; sections in `changes` are merged into it, other values replace its own."""
+    """Return the content of a card; what `changes` says of a section is merged into it."""
     merged = {key: dict(value) if isinstance(value, dict) else value for key, value in CARD.items()}
     for key, value in changes.items():
         if isinstance(value, dict) and key in merged:

@@ -127,7 +127,7 @@ def filter_job(options: JobOptions) -> Summary:
 
 
 def _model(options: JobOptions) -> tuple[ScorerSpec, str]:
-    """Return what to score with and its fingerprint; all that can be wrong here is said before Spark starts."""
+    """Return what to score with, and its fingerprint; what is wrong here is said before Spark starts."""
     if options.input is None:
         raise ConfigError("no INPUT was given; expected the URI of a directory with images")
     card = load_card(options.model)
@@ -168,7 +168,8 @@ def _checkpoint(spark: SparkSession, output: Output, input_uri: str) -> str:
         if not scored.filter(F.col("image_id").startswith(f"{input_uri}/")).isEmpty():
             raise TableError(
                 f"{output.name(IMAGE_SCORES)} holds images of {input_uri}, and there is no checkpoint "
-                f"{checkpoint} that says which: all would be scored twice. Restore it, or choose another --output"
+                f"{checkpoint} that says which: all would be scored twice. Restore it, or choose "
+                "another --output"
             )
     return checkpoint
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from pyspark.errors import StreamingQueryException
 from pyspark.sql import Column
 from pyspark.sql import functions as F
-from pyspark.sql.streaming import StreamingQuery
+from pyspark.sql.streaming.query import StreamingQuery
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -109,4 +109,4 @@ def _from_executor(error: StreamingQueryException) -> Exception:
     raised = re.search(r"nsfw_spark\.errors\.(\w+Error): (.*)", str(error))
     if raised is None:
         return error
-    return getattr(errors, raised[1], errors.NsfwSparkError)(raised[2])  # type: ignore[no-any-return]
+    return getattr(errors, raised[1], errors.NsfwSparkError)(raised[2])

@@ -117,4 +117,3 @@ def _file_options(glob: str | None) -> dict[str, str]:
 
 def _with_image_id(files: DataFrame) -> DataFrame:
     return files.withColumn("image_id", F.col("path"))
-

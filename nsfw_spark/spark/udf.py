@@ -20,7 +20,7 @@ from typing import Any, Literal
 import pandas as pd
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.functions import pandas_udf
+from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import StructField, StructType
 
 from nsfw_spark.decode import DEFAULT_MAX_PIXELS
@@ -139,7 +139,7 @@ def driver_fingerprint(spec: ScorerSpec) -> str:
 def udf_of(spec: ScorerSpec, expected_fingerprint: str) -> Any:  # noqa: ANN401 - see score_udf
     """Return the UDF for a spec, which fails where an executor's weights are not the driver's."""
 
-    @pandas_udf(_RETURNED)
+    @pandas_udf(_RETURNED)  # type: ignore[call-overload, untyped-decorator]
     def nsfw(contents: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
         scorer = _scorer(replace(spec, device=task_device(spec.device)), expected_fingerprint)
         # Batches of the model are formed across Arrow batches: Spark wants the same rows in the same

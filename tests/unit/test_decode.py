@@ -33,8 +33,8 @@ def error(content: bytes | None, **options: Any) -> ImageError:  # noqa: ANN401
 
 def assert_like_reference(content: bytes, how: Preprocessing = CROP) -> None:
     with Image.open(BytesIO(content)) as image:
-        expected = reference(image, how)
-    assert max_difference(decode(content, how).pixels, expected) <= TOLERANCE
+        difference = max_difference(decode(content, how).pixels, reference(image, how))
+    assert difference <= TOLERANCE
 
 
 def turned(image: Image.Image, image_format: str, orientation: int) -> bytes:
@@ -80,9 +80,12 @@ def test_every_kind_of_jpeg_is_decoded_like_the_reference(options: dict[str, Any
     ],
 )
 def test_every_pixel_mode_is_decoded_like_the_reference(mode: str, image_format: str) -> None:
-    content = encoded(Image.fromarray(pixels(301, 257)).convert(mode), image_format)
-    with Image.open(BytesIO(content)) as image:
-        assert image.mode == mode
+    image = Image.fromarray(pixels(301, 257)).convert(mode)
+    if mode in {"LA", "RGBA"}:
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    content = encoded(image, image_format)
+    with Image.open(BytesIO(content)) as stored:
+        assert stored.mode == mode
     assert_like_reference(content)
 
 
@@ -125,7 +128,7 @@ def test_sixteen_bit_colour_is_scaled() -> None:
     """Pillow cannot write it: 8 x 8 pixels of (0x80FF, 0x10FF, 0xF0FF)."""
     row = b"\x00" + bytes.fromhex("80ff10fff0ff") * 8
     content = png_file(8, 8, bit_depth=16, data=zlib.compress(row * 8))
-    assert max_difference(decode(content, CROP).pixels, np.uint8([[[0x80, 0x10, 0xF0]]]) * np.ones((224, 224, 1), np.uint8)) <= 1
+    assert (decode(content, CROP).pixels == (0x80, 0x10, 0xF0)).all()
 
 
 @pytest.mark.parametrize("image_format", ["GIF", "WEBP", "PNG", "TIFF"])
@@ -144,10 +147,13 @@ def test_exif_orientation_is_applied(orientation: int, size: tuple[int, int], ho
         assert_like_reference(turned(image, image_format, orientation), how)
 
 
+@pytest.mark.parametrize("resizer", ["simd", "pillow"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_equals_the_reference_on_hard_textures(orientation: int) -> None:
+def test_exif_orientation_equals_the_reference_on_hard_textures(orientation: int, resizer: str) -> None:
+    """A cubic filter overshoots and is clipped in each of two passes: their order turns with the image."""
+    how = CROP.model_copy(update={"resizer": resizer})
     for texture in textures(301, 257).values():
-        assert_like_reference(turned(Image.fromarray(texture), "PNG", orientation))
+        assert_like_reference(turned(Image.fromarray(texture), "PNG", orientation), how)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -155,7 +161,9 @@ def test_exif_orientation_is_applied_to_sixteen_bits(orientation: int) -> None:
     ramp = np.linspace(0, 255, 120 * 80).reshape(80, 120).astype(np.uint8)
     deep = turned(Image.fromarray(ramp.astype(np.uint16) * 256), "PNG", orientation)
     flat = turned(Image.fromarray(ramp), "PNG", orientation)
-    assert max_difference(decode(deep, CROP).pixels, decode(flat, CROP).pixels) == 0
+    assert_like_reference(flat)
+    difference = max_difference(decode(deep, CROP).pixels, decode(flat, CROP).pixels)
+    assert difference == 0
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
@@ -243,7 +251,9 @@ def test_what_is_no_image_is_undecodable(content: bytes, reason: str) -> None:
     assert any(part in refused.message for part in reason.split("|"))
 
 
-@pytest.mark.parametrize("content", [jpeg(300, 200)[:-3000], (PHOTOS / "corrupt" / "truncated.jpg").read_bytes()])
+@pytest.mark.parametrize(
+    "content", [jpeg(300, 200)[:-3000], (PHOTOS / "corrupt" / "truncated.jpg").read_bytes()]
+)
 def test_a_truncated_jpeg_is_undecodable_with_its_header(content: bytes) -> None:
     refused = error(content)
     assert refused.status == "undecodable"
@@ -292,14 +302,27 @@ def test_messages_are_one_short_printable_line() -> None:
 def assert_decoded_or_refused(content: bytes) -> None:
     try:
         decoded = decode(content, CROP, max_pixels=1_000_000)
-    except ImageError as refused:
+    except ImageError as error:
+        refused = error
+    else:
+        refused = None
+    if refused is not None:
         assert refused.status in {"undecodable", "unsupported", "too_large"}
         return
     assert decoded.pixels.shape == (224, 224, 3)
     assert decoded.pixels.dtype == np.uint8
 
 
-SIGNATURES = [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF\x00\x01\x00\x00WEBPVP8 ", b"BM", b"II*\x00", FTYP]
+SIGNATURES = [
+    b"",
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF89a",
+    b"RIFF\x00\x01\x00\x00WEBPVP8 ",
+    b"BM",
+    b"II*\x00",
+    FTYP,
+]
 
 
 @settings(max_examples=300, deadline=None)
@@ -310,7 +333,9 @@ def test_random_bytes_raise_only_image_errors(signature: bytes, rest: bytes) -> 
 
 
 _TURNED = Image.fromarray(pixels(40, 30))
-REAL = {image_format: turned(_TURNED, image_format, 6) for image_format in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")}
+REAL = {
+    image_format: turned(_TURNED, image_format, 6) for image_format in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
+}
 REAL |= {image_format: encoded(_TURNED, image_format) for image_format in ("GIF", "BMP")}
 
 
@@ -333,6 +358,8 @@ def test_damaged_images_raise_only_image_errors(
 @given(
     width=st.integers(1, 400), height=st.integers(1, 400), orientation=st.integers(1, 8), squash=st.booleans()
 )
-def test_any_size_and_orientation_is_decoded(width: int, height: int, orientation: int, *, squash: bool) -> None:
+def test_any_size_and_orientation_is_decoded(
+    width: int, height: int, orientation: int, *, squash: bool
+) -> None:
     content = turned(Image.fromarray(pixels(width, height)), "PNG", orientation)
     assert decode(content, SQUASH if squash else CROP).pixels.shape == (224, 224, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import zipfile
 from importlib import resources
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_scores_are_those_of_the_original_model(path: Path, golden: str, toleran
 def test_the_layers_come_in_their_order(path: Path, widths: list[int]) -> None:
     head = read_head(path)
     assert head.mean.shape == head.variance.shape == (widths[0],)
-    assert [kernel.shape for kernel, _ in head.layers] == list(zip(widths, widths[1:], strict=False))
+    assert [kernel.shape for kernel, _ in head.layers] == list(itertools.pairwise(widths))
     assert [bias.shape for _, bias in head.layers] == [(width,) for width in widths[1:]]
     assert head.variance.min() > 0
 
@@ -82,7 +83,19 @@ def test_the_layers_come_in_their_order(path: Path, widths: list[int]) -> None:
         archive({**B32_MEMBERS, INDEX: b"\x80" * 100 + B32_MEMBERS[INDEX][-48:]}),
         archive({**B32_MEMBERS, INDEX: bytes(17 << 20)}),
     ],
-    ids="empty garbage signature half no-directory other no-numbers hollow short index too-large".split(),
+    ids=[
+        "empty",
+        "garbage",
+        "signature",
+        "half",
+        "no-directory",
+        "other",
+        "no-numbers",
+        "hollow",
+        "short",
+        "index",
+        "too-large",
+    ],
 )
 def test_what_is_no_such_archive_is_a_weights_error(file: Path, content: bytes) -> None:
     file.write_bytes(content)
@@ -150,7 +163,7 @@ def test_a_layer_without_its_bias_is_a_weights_error(file: Path) -> None:
 
 @pytest.mark.parametrize("flag", [6, 8], ids=["encrypted", "compression"])
 def test_a_zip_of_another_kind_is_a_weights_error(file: Path, flag: int) -> None:
-    """Byte 6 of a local header holds flags, bit 0 encryption; byte 8 the compression; 2 later in the directory."""
+    """Byte 6 of a local header holds flags, bit 0 encryption; byte 8 the compression; so in the directory."""
     content = bytearray(archive(B32_MEMBERS))
     content[flag] ^= 1
     content[content.index(b"PK\x01\x02") + flag + 2] ^= 1

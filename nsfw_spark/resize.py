@@ -22,6 +22,7 @@ except ImportError:
     cykooz_resizer = None
 
 _log = logging.getLogger(__name__)
+_LONGEST_WHOLE = 20  # times S, of what Pillow scales whole
 _PILLOW_FILTER = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -32,12 +33,14 @@ _SIMD_FILTER = {"bicubic": "catmull_rom", "bilinear": "bilinear"}
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle of an image, in fractions of its pixels."""
+    """The part of an image that is left, in fractions of its pixels, and how to scale it."""
 
     left: float
     top: float
     width: float
     height: float
+    down_first: bool = False
+    """Whether the height is scaled before the width: see `_resize_simd`."""
 
 
 def crop_box(width: int, height: int, preprocessing: Preprocessing) -> Box:
@@ -59,7 +62,9 @@ def crop_box(width: int, height: int, preprocessing: Preprocessing) -> Box:
     size, scaled = preprocessing.size, scaled_size(width, height, preprocessing)
     left, top = (round((side - size) / 2) for side in scaled)
     across, down = width / scaled[0], height / scaled[1]  # source pixels for one scaled pixel
-    return Box(left * across, top * down, size * across, size * down)
+    # Pillow scales that side first which shrinks by more (found by trying sizes with Pillow 13).
+    down_first = height - scaled[1] > max(0, 2 * (width - scaled[0]))
+    return Box(left * across, top * down, size * across, size * down, down_first)
 
 
 def scaled_size(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int]:
@@ -95,7 +100,7 @@ def _resize_simd(image: Image.Image, box: Box, preprocessing: Preprocessing) -> 
     size = preprocessing.size
     left, right = _reach(box.left, box.width, size, image.width)
     top, bottom = _reach(box.top, box.height, size, image.height)
-    if _down_first(image, preprocessing):
+    if box.down_first:
         columns = Box(left, box.top, right - left, box.height)
         half = _convolve(image, columns, (right - left, size), preprocessing)
         rest = Box(box.left - left, 0, box.width, size)
@@ -110,13 +115,6 @@ def _reach(start: float, length: float, size: int, end: int) -> tuple[int, int]:
     """Return the whole pixels that the filter reads for `length` source pixels from `start` on."""
     margin = 2 * max(length / size, 1) + 1  # the cubic filter's radius
     return max(int(start - margin), 0), min(int(start + length + margin) + 1, end)
-
-
-def _down_first(image: Image.Image, preprocessing: Preprocessing) -> bool:
-    """Whether Pillow shrinks the height before the width (found by trying sizes with Pillow 13)."""
-    width, height = scaled_size(image.width, image.height, preprocessing)
-    rows_less, columns_less = image.height - height, image.width - width
-    return rows_less > max(0, 2 * columns_less)
 
 
 def _convolve(
@@ -137,16 +135,16 @@ def _convolve(
 
 
 def _resize_pillow(image: Image.Image, box: Box, preprocessing: Preprocessing) -> Image.Image:
+    """Scale all of it, then crop, as the reference does: so every bit is the reference's."""
     size, resample = preprocessing.size, _PILLOW_FILTER[preprocessing.interpolation]
-    if preprocessing.fit == "squash":
-        # All of it, then the crop, as the authors do: so every bit is theirs.
-        whole = image.resize((preprocessing.resized, preprocessing.resized), resample)
-        margin = round((preprocessing.resized - size) / 2)
-        return whole.crop((margin, margin, margin + size, margin + size))
-    # Not all of it: a 1 x 100,000 image would be 224 x 22,400,000 pixels before the crop.
-    right, bottom = box.left + box.width, box.top + box.height
-    edges = (box.left, box.top, min(right, image.width), min(bottom, image.height))
-    return image.resize((size, size), resample, box=edges)
+    width, height = scaled_size(image.width, image.height, preprocessing)
+    if max(width, height) > _LONGEST_WHOLE * size:
+        # Not all of it: a 1 x 100,000 image would be 224 x 22,400,000 pixels before the crop.
+        right, bottom = box.left + box.width, box.top + box.height
+        edges = (box.left, box.top, min(right, image.width), min(bottom, image.height))
+        return image.resize((size, size), resample, box=edges)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.resize((width, height), resample).crop((left, top, left + size, top + size))
 
 
 @lru_cache

@@ -237,13 +237,15 @@ def _show(summary: Summary, options: JobOptions) -> None:
         table.add_row(name, f"{rows:,}", f"{new[name]:,}")
     console = Console(stderr=True)
     console.print(table)
-    if summary.totals.get("quarantined_images"):
-        console.print(_where_to_look(options), soft_wrap=True, highlight=False)
+    for image_id, status, error in summary.unscored:
+        console.print(f"  {image_id}: {status}, {error}", soft_wrap=True, highlight=False, markup=False)
+    if summary.counts.quarantined > len(summary.unscored):
+        console.print(f"  {_where_to_look(options)}", soft_wrap=True, highlight=False, markup=False)
     typer.echo(json.dumps(summary.as_dict()))
 
 
 def _where_to_look(options: JobOptions) -> str:
-    return f"why images have no score: column `error` of quarantined_images in {options.output}"
+    return f"all reasons: column `error` of quarantined_images (score: image_scores) in {options.output}"
 
 
 def _list_weights(name: str, files: dict[str, Any]) -> None:

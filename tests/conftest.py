@@ -110,6 +110,7 @@ def textures(width: int, height: int) -> dict[str, npt.NDArray[np.uint8]]:
         "stripes across": y % 2,
         "stripes down": x % 2,
         "stripes of three": (x // 3) % 2,
+        "broad checkerboard": (x // 8 + y // 8) % 2,
     }
     black_and_white = {
         name: np.repeat((pattern * 255).astype(np.uint8)[..., None], 3, axis=2)

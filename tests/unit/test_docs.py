@@ -1,0 +1,71 @@
+"""What is written down is true: the README's options and columns, the config file, the jobs."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from nsfw_spark.options import JobOptions, job_options
+
+ROOT = Path(__file__).parents[2]
+JOBS = sorted((ROOT / "jobs").glob("*.py"))
+
+
+@pytest.fixture
+def readme() -> str:
+    path = ROOT / "README.md"
+    if not path.exists():
+        pytest.skip("there is no README.md yet")
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("field", sorted(set(JobOptions.model_fields) - {"input"}))
+def test_the_readme_names_each_option_of_run(readme: str, field: str) -> None:
+    assert f"--{field.replace('_', '-')}" in readme
+
+
+def test_the_readme_names_no_option_that_does_not_exist(readme: str) -> None:
+    """Lines of other programs (spark-submit's --packages) are not ours to know."""
+    known = {f"--{name.replace('_', '-')}" for name in JobOptions.model_fields}
+    known |= {"--config", "--debug", "--help"}
+    ours = [line for line in readme.splitlines() if "nsfw-spark " in line and "spark-submit" not in line]
+    used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "\n".join(ours)))
+    assert used <= known
+
+
+def test_the_readme_names_each_column(readme: str) -> None:
+    pytest.importorskip("pyspark")
+    from nsfw_spark.spark import schema
+
+    columns = [*schema.image_scores(keep_content=True).names, *schema.RUNS.names]
+    missing = [name for name in columns if not re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", readme)]
+    assert not missing
+
+
+def test_the_config_file_is_accepted_and_says_the_defaults() -> None:
+    options = job_options({}, ROOT / "conf" / "job.yaml")
+    own = {"input", "output"}
+    assert options.model_dump(exclude=own) == job_options({"output": "out"}).model_dump(exclude=own)
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
+def test_a_job_is_thin_and_can_be_imported(job: Path) -> None:
+    tree = ast.parse(job.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree)
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    spec = importlib.util.spec_from_file_location(job.stem, job)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)  # starts nothing: it is not __main__
+    assert module.main.__module__ == "nsfw_spark.cli"
+
+
+def test_there_is_a_job_for_each_command() -> None:
+    commands = {job.stem: re.search(r'main\(\["(\w+)"', job.read_text(encoding="utf-8")) for job in JOBS}
+    found = {name: match[1] for name, match in commands.items() if match}
+    assert found == {"run": "run", "score_images": "score", "filter_images": "filter"}

@@ -1,0 +1,73 @@
+"""Which GPU a task gets: what Spark's address means to CUDA."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("pyspark")
+
+from nsfw_spark.spark.gpu import device_index, num_visible_gpus, task_device
+
+ONE, TWO = "MIG-11111111-aaaa", "MIG-22222222-bbbb"
+
+
+@pytest.mark.parametrize("address", ["0", "1", "7"])
+def test_where_nobody_set_the_devices_the_address_is_the_index(address: str) -> None:
+    assert device_index(address, None) == int(address)
+
+
+@pytest.mark.parametrize(
+    ("address", "visible", "expected"),
+    [
+        ("4", "4,5", 0),
+        ("5", "4,5", 1),
+        ("5", " 4 , 5 ", 1),
+        ("0", "0", 0),
+        (TWO, f"{ONE},{TWO}", 1),
+        (ONE, ONE, 0),
+    ],
+)
+def test_an_address_in_the_list_is_its_place_there(address: str, visible: str, expected: int) -> None:
+    assert device_index(address, visible) == expected
+
+
+@pytest.mark.parametrize(
+    ("address", "visible", "expected"),
+    [("0", "4,5", 0), ("1", "4,5", 1), ("3", "7", 0), ("1", f"{ONE},{TWO}", 1), ("0", "", 0)],
+)
+def test_an_address_that_counts_within_the_list_is_not_mapped_again(
+    address: str, visible: str, expected: int
+) -> None:
+    assert device_index(address, visible) == expected
+
+
+@pytest.mark.parametrize("visible", [None, "", "0,1", TWO])
+def test_a_mig_device_that_is_not_listed_is_the_only_one(visible: str | None) -> None:
+    assert device_index(ONE, visible) == 0
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [("0,1,3", 3), ("2", 1), ("", 0), ("-1", 0), (f"{ONE},{TWO}", 2), ("0,", 1)],
+)
+def test_the_visible_gpus_are_those_that_the_variable_lists(
+    monkeypatch: pytest.MonkeyPatch, visible: str, expected: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert num_visible_gpus() == expected
+
+
+def test_without_the_variable_the_drivers_gpus_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert num_visible_gpus() >= 0
+
+
+@pytest.mark.parametrize("requested", ["cpu", "cuda:1"])
+def test_a_device_that_was_named_is_taken(requested: str) -> None:
+    assert task_device(requested) == requested
+
+
+@pytest.mark.parametrize("requested", ["auto", "cuda"])
+def test_outside_a_task_it_is_the_first(monkeypatch: pytest.MonkeyPatch, requested: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert task_device(requested) == f"{requested}:0"

@@ -1,0 +1,129 @@
+"""Options: what is merged with what, and how places are told apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from nsfw_spark.errors import ConfigError
+from nsfw_spark.options import JobOptions, absolute_uri, is_schema, job_options
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        "output: from-file\nthreshold: 0.3\nbatch_size: 32\nkeep_content: true\n", encoding="utf-8"
+    )
+    return path
+
+
+def test_defaults_are_those_of_the_contract() -> None:
+    options = job_options({"output": "out"})
+    assert (options.model, options.threshold, options.max_error_rate) == ("laion-vit-l-14", 0.5, 0.1)
+    assert (options.format, options.batch_size, options.device) == ("auto", "auto", "auto")
+    assert (options.keep_content, options.checkpoints, options.allow_random_weights) == (False, None, False)
+
+
+def test_the_command_line_wins_over_the_config_file(config: Path) -> None:
+    options = job_options({"threshold": "0.7", "batch_size": "auto"}, config)
+    assert (options.threshold, options.batch_size) == (0.7, "auto")
+    assert (options.output, options.keep_content) == ("from-file", True)
+
+
+def test_what_was_not_given_does_not_hide_the_config_file(config: Path) -> None:
+    options = job_options(dict.fromkeys(JobOptions.model_fields), config)
+    assert (options.output, options.threshold, options.batch_size) == ("from-file", 0.3, 32)
+
+
+def test_false_and_zero_were_given(config: Path) -> None:
+    options = job_options({"keep_content": False, "threshold": 0}, config)
+    assert (options.keep_content, options.threshold) == (False, 0)
+
+
+def test_a_mistake_is_named_where_it_was_written(config: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--batch-size: .*'few'"):
+        job_options({"batch_size": "few"}, config)
+    config.write_text("output: out\nbatch_size: few\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"job\.yaml: batch_size: .*'few'"):
+        job_options({}, config)
+
+
+def test_mistakes_in_both_places_are_each_named_where_they_were_written(config: Path) -> None:
+    config.write_text("output: out\nbatch_size: few\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as raised:
+        job_options({"threshold": "high"}, config)
+    assert "--threshold:" in str(raised.value)
+    assert "--batch-size:" not in str(raised.value)
+    assert "job.yaml" in str(raised.value)
+
+
+def test_an_empty_config_file_is_told_from_a_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match="key: value"):
+        job_options({"output": "out"}, tmp_path / "empty.yaml")
+    with pytest.raises(ConfigError, match="cannot read"):
+        job_options({"output": "out"}, tmp_path / "absent.yaml")
+
+
+def test_options_do_not_change() -> None:
+    options = job_options({"output": "out"})
+    with pytest.raises(ValidationError, match="frozen"):
+        options.threshold = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("value", ["auto", 1, "1", 4096])
+def test_a_count_is_a_whole_number_or_auto(value: Any) -> None:  # noqa: ANN401
+    expected = "auto" if value == "auto" else int(value)
+    assert job_options({"output": "out", "batch_size": value}).batch_size == expected
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, "2.5", "", "all", None, True])
+def test_anything_else_is_no_count(value: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    config = tmp_path / "job.yaml"
+    config.write_text(
+        f"output: out\nbatch_size: {'null' if value is None else repr(value)}\n", encoding="utf-8"
+    )
+    with pytest.raises(ConfigError, match="batch_size"):
+        job_options({}, config)
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("main.safety", True),
+        ("spark_catalog.default", True),
+        ("./main.safety", False),
+        ("out", False),
+        ("a.b.c", False),
+        ("/data/main.safety", False),
+        ("s3a://bucket/main.safety", False),
+        ("main.2024", False),
+        ("", False),
+    ],
+)
+def test_a_schema_is_told_from_a_path(output: str, expected: bool) -> None:  # noqa: FBT001
+    assert is_schema(output) is expected
+
+
+def test_a_schema_needs_checkpoints() -> None:
+    with pytest.raises(ConfigError, match="--checkpoints"):
+        job_options({"input": "in", "output": "main.safety"})
+    assert job_options({"output": "main.safety", "checkpoints": "s3a://bucket/checkpoints"}).is_schema
+
+
+@pytest.mark.parametrize("uri", ["s3a://bucket/photos", "file:/data/photos", "abfss://c@a.example/x"])
+def test_a_uri_with_a_scheme_stays_as_it_is(uri: str) -> None:
+    assert absolute_uri(uri) == uri
+
+
+def test_a_local_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert absolute_uri("photos/") == str(tmp_path / "photos")
+    assert absolute_uri("./a/../photos") == str(tmp_path / "photos")
+    assert absolute_uri("~/photos") == str(tmp_path / "home" / "photos")
+    assert absolute_uri("/data/photos") == "/data/photos"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,16 @@ _TABLE_MAGIC: Final = bytes.fromhex("57fb808b247547db")
 _FOOTER_BYTES: Final = 48
 _FLOAT32: Final = 1  # DataType.DT_FLOAT
 _MAX_MEMBER_BYTES: Final = 16 << 20  # the real ones hold 0.9 MB: a zip bomb stops here
+_DAMAGED: Final = (  # what zipfile, zlib, numpy and the parser below raise on damaged archives
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _LAYER: Final = re.compile(r"layer_with_weights-(\d+)/(\w+)/\.ATTRIBUTES/VARIABLE_VALUE")
 
 
@@ -57,27 +68,28 @@ def read_head(path: Path) -> LaionHead:
         with zipfile.ZipFile(path) as archive:
             index = _member(archive, "variables/variables.index")
             data = _member(archive, "variables/variables.data-00000-of-00001")
-        tensors = dict(_float_tensors(index, data))
-    except (OSError, zipfile.BadZipFile, KeyError, IndexError, ValueError) as error:
+        return _assemble(dict(_float_tensors(index, data)))
+    except _DAMAGED as error:
         raise WeightsError(
             f"{path} is not one of LAION's Keras archives ({error}); expected a zip that holds "
             "variables/variables.index and variables/variables.data-00000-of-00001. "
             "Reinstall nsfw-spark, or mend the card's head.weights."
         ) from error
-    return _assemble(tensors, path)
 
 
-def _assemble(tensors: dict[tuple[int, str], npt.NDArray[np.float32]], path: Path) -> LaionHead:
-    means = [layer for layer, name in tensors if name == "mean"]
+def _assemble(tensors: dict[tuple[int, str], npt.NDArray[np.float32]]) -> LaionHead:
+    norms = [layer for layer, name in tensors if name == "mean"]
     kernels = sorted(layer for layer, name in tensors if name == "kernel")
-    if len(means) != 1 or not kernels:
-        raise WeightsError(
-            f"{path} holds {len(means)} normalisation and {len(kernels)} dense layers; expected one "
-            "normalisation and at least one dense layer. It is not a LAION NSFW head."
-        )
-    norm = means[0]
+    if len(norms) != 1 or not kernels:
+        raise ValueError(f"it holds {len(norms)} normalisation and {len(kernels)} dense layers")
+    mean, variance = tensors[norms[0], "mean"], tensors[norms[0], "variance"]
     layers = tuple((tensors[layer, "kernel"], tensors[layer, "bias"]) for layer in kernels)
-    return LaionHead(tensors[norm, "mean"], tensors[norm, "variance"], layers)
+    shape = mean.shape
+    for kernel, bias in layers:
+        if variance.shape != mean.shape or (kernel.shape[0], *bias.shape) != (*shape, *kernel.shape[1:]):
+            raise ValueError("its layers do not fit one another")
+        shape = bias.shape
+    return LaionHead(mean, variance, layers)
 
 
 def _member(archive: zipfile.ZipFile, suffix: str) -> bytes:

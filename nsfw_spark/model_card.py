@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -273,7 +273,8 @@ def describe(error: ValidationError, section: type[BaseModel]) -> str:
         field = ".".join(str(part) for part in problem["loc"])
         message = _one_line(problem["msg"]).removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(field, list(section.model_fields), n=1)
+            *parents, key = problem["loc"]
+            near = difflib.get_close_matches(str(key), _keys_at(section, parents), n=1)
             message = "unknown key" + (f", did you mean {near[0]}?" if near else "")
         elif problem["type"] == "missing":
             message = "is needed and was not given"
@@ -281,6 +282,15 @@ def describe(error: ValidationError, section: type[BaseModel]) -> str:
             message = f"{message[0].lower()}{message[1:]}, got {problem['input']!r}"
         problems.append(f"{field}: {message}" if field else message)
     return "; ".join(problems)
+
+
+def _keys_at(section: type[BaseModel], parents: list[int | str]) -> list[str]:
+    """Return the keys that a section may have, or one inside it."""
+    for parent in parents:
+        annotation = section.model_fields[str(parent)].annotation
+        inner = [type_ for type_ in (annotation, *get_args(annotation)) if isinstance(type_, type)]
+        section = next((type_ for type_ in inner if issubclass(type_, BaseModel)), section)
+    return list(section.model_fields)
 
 
 def _one_line(text: str) -> str:

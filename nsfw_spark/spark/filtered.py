@@ -16,7 +16,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from nsfw_spark.errors import ConfigError
-from nsfw_spark.spark.tables import IMAGE_SCORES, PROPERTY, Output, history, properties
+from nsfw_spark.spark.tables import FILTERED, IMAGE_SCORES, PROPERTY, Output, at_once, history, properties
 
 # What may happen to image_scores without a row of it changing or going.
 _HARMLESS: Final = {"STREAMING UPDATE", "OPTIMIZE", "SET TBLPROPERTIES", "VACUUM START", "VACUUM END"}
@@ -67,16 +67,20 @@ def update_filtered(spark: SparkSession, output: Output, threshold: float) -> No
     commits = history(spark, output, IMAGE_SCORES)
     detail = spark.sql(f"DESCRIBE DETAIL {output.name(IMAGE_SCORES)}").select("id").first()
     now = _Shown(detail.id if detail else "", commits[0].version, threshold)
-    for table, condition in _conditions(threshold).items():
+
+    def update(table: str) -> None:
+        condition = _conditions(threshold)[table]
         shown = _shown(spark, output, table)
         if shown == now:
-            continue
+            return
         if shown is not None and _can_follow(shown, now, commits):
             added = _added(spark, output, shown.image_scores_version + 1, now.image_scores_version)
             writer = added.filter(condition).writeTo(output.name(table))
             writer.option("userMetadata", json.dumps(asdict(now))).append()
         else:
             _replace(spark, output, table, condition, now)
+
+    at_once(update, FILTERED)
 
 
 def _can_follow(shown: _Shown, now: _Shown, commits: list[Any]) -> bool:

@@ -91,7 +91,9 @@ def run_job(options: JobOptions, *, with_filter: bool = True) -> Summary:
     accounted = last_batch(spark, checkpoint)
     if (before := tables.last_accounted_batch(spark, output, input_uri)) < accounted:
         row = _model_columns(spec.card, fingerprint, run_id)
-        num_skipped = account_for_skipped(spark, output, checkpoint, after_batch=before, row=row)
+        num_skipped = account_for_skipped(
+            spark, output, checkpoint, after_batch=before, num_rows=counts.images, row=row
+        )
         counts += Counts(images=num_skipped)
     score_seconds = clock.seconds()
     if with_filter:
@@ -221,11 +223,9 @@ def _unscored(spark: SparkSession, output: Output, run_id: str) -> list[tuple[st
 
 def _count_tables(spark: SparkSession, output: Output) -> dict[str, int]:
     """Count the rows of each table that is there; Delta's log knows, no data is read."""
-    return {
-        name: spark.table(output.name(name)).count()
-        for name in (IMAGE_SCORES, *tables.FILTERED)
-        if output.exists(spark, name)
-    }
+    names = [name for name in (IMAGE_SCORES, *tables.FILTERED) if output.exists(spark, name)]
+    counts = tables.at_once(lambda name: spark.table(output.name(name)).count(), names)
+    return dict(zip(names, counts, strict=True))
 
 
 def _model_columns(card: ModelCard, fingerprint: str, run_id: str) -> dict[str, Any]:

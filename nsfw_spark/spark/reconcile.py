@@ -30,7 +30,13 @@ def last_batch(spark: SparkSession, checkpoint: str) -> int:
 
 
 def account_for_skipped(
-    spark: SparkSession, output: Output, checkpoint: str, *, after_batch: int, row: dict[str, Any]
+    spark: SparkSession,
+    output: Output,
+    checkpoint: str,
+    *,
+    after_batch: int,
+    num_rows: int,
+    row: dict[str, Any],
 ) -> int:
     """Add a row to image_scores for each listed file that has none.
 
@@ -39,15 +45,17 @@ def account_for_skipped(
         output: Where image_scores lies.
         checkpoint: Of the stream over the files.
         after_batch: Micro-batches up to this one were accounted for by an earlier run.
+        num_rows: Rows that the stream has just written; as many as it listed: none was passed over.
         row: The values of `schema.MODEL` for the new rows.
 
     Returns:
         How many rows were added.
     """
     columns = spark.table(output.name(IMAGE_SCORES)).schema
-    skipped = _listed(spark, checkpoint, after_batch).join(
-        spark.table(output.name(IMAGE_SCORES)).select("image_id"), "image_id", "left_anti"
-    )
+    listed = _listed(spark, checkpoint, after_batch)
+    if listed.count() == num_rows:
+        return 0
+    skipped = listed.join(spark.table(output.name(IMAGE_SCORES)).select("image_id"), "image_id", "left_anti")
     num_added = 0
     for image_ids in _chunks(skipped):
         rows = [{**row, **_why(spark, image_id)} for image_id in image_ids]

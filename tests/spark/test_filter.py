@@ -33,6 +33,9 @@ class Blocked:
     def create_module(self, spec):
         raise ImportError(f"{spec.name} is blocked")
 
+    def exec_module(self, module):
+        """Never reached; importlib looks whether it is there."""
+
 def no_weights(event, arguments):
     if event == "open" and str(arguments[0]).endswith((".zip", ".safetensors", ".onnx")):
         raise PermissionError(f"{arguments[0]} is blocked")

@@ -178,13 +178,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _status(arguments: list[str]) -> int:
     try:
-        return app(arguments, prog_name="nsfw-spark", standalone_mode=False) or _DONE
-    except typer.Exit as stop:
-        return stop.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted; the same command again goes on where it stopped", _INTERRUPTED, arguments)
+        status = app(arguments, prog_name="nsfw-spark", standalone_mode=False) or _DONE
     except Exception as error:  # noqa: BLE001 - the one place where nothing is left to pass it on to
         return _say(*_explain(error), arguments)
+    if status == _INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+        return _say("interrupted; the same command again goes on where it stopped", status, arguments)
+    return int(status)
 
 
 def _explain(error: Exception) -> tuple[str, int]:
@@ -211,15 +210,15 @@ def _score(options: JobOptions, *, with_filter: bool) -> int:
     from nsfw_spark.spark.pipeline import run_job
 
     summary = run_job(options, with_filter=with_filter)
-    _show(summary, options)
-    if summary.counts.quarantined > options.max_error_rate * summary.counts.images:
+    has_too_many = summary.counts.quarantined > options.max_error_rate * summary.counts.images
+    if has_too_many:
         typer.echo(
             f"nsfw-spark: {summary.counts.quarantined} of {summary.counts.images} images have no score, more "
-            f"than --max-error-rate {options.max_error_rate} allows; {_where_to_look(options)}",
+            f"than --max-error-rate {options.max_error_rate} allows",
             err=True,
         )
-        return _TOO_MANY_ERRORS
-    return _DONE
+    _show(summary, options)
+    return _TOO_MANY_ERRORS if has_too_many else _DONE
 
 
 def _show(summary: Summary, options: JobOptions) -> None:

@@ -263,14 +263,16 @@ def parse_section(section: type[_S], text: str, *, origin: str) -> _S:
     try:
         return section.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {describe(error, section)}") from error
+        said = "; ".join(
+            f"{field}: {problem}" if field else problem for field, problem in describe(error, section)
+        )
+        raise ConfigError(f"{origin}: {said}") from error
 
 
-def describe(error: ValidationError, section: type[BaseModel]) -> str:
-    """Say in one line what is wrong, field by field, with the nearest name of an unknown one."""
+def describe(error: ValidationError, section: type[BaseModel]) -> list[tuple[str, str]]:
+    """Say what is wrong: (field, problem) for each, with the nearest name of an unknown field."""
     problems = []
     for problem in error.errors(include_url=False):
-        field = ".".join(str(part) for part in problem["loc"])
         message = _one_line(problem["msg"]).removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             *parents, key = problem["loc"]
@@ -280,8 +282,8 @@ def describe(error: ValidationError, section: type[BaseModel]) -> str:
             message = "is needed and was not given"
         elif problem["type"] != "value_error":
             message = f"{message[0].lower()}{message[1:]}, got {problem['input']!r}"
-        problems.append(f"{field}: {message}" if field else message)
-    return "; ".join(problems)
+        problems.append((".".join(str(part) for part in problem["loc"]), message))
+    return problems
 
 
 def _keys_at(section: type[BaseModel], parents: list[int | str]) -> list[str]:

@@ -23,7 +23,7 @@ def _count(value: Any) -> int | Literal["auto"]:  # noqa: ANN401 - whatever was 
     if value == "auto":
         return "auto"
     try:
-        number = int(value)
+        number = 0 if isinstance(value, bool | float) else int(value)
     except (TypeError, ValueError):
         number = 0
     if number < 1:
@@ -97,15 +97,9 @@ def job_options(given: Mapping[str, Any], config: Path | None = None) -> JobOpti
     from_file = {} if config is None else _read(config)
     given = {name: value for name, value in given.items() if value is not None}
     try:
-        options = JobOptions.model_validate({**from_file, **given})
+        return JobOptions.model_validate({**from_file, **given})
     except ValidationError as error:
         raise ConfigError(_as_written(error, given, config)) from None
-    if options.is_schema and options.checkpoints is None:
-        raise ConfigError(
-            f"output {options.output} is a catalog schema; expected --checkpoints URI with it, a directory "
-            f"for Spark's checkpoints. (For a directory of that name, write ./{options.output})"
-        )
-    return options
 
 
 def _read(config: Path) -> dict[str, Any]:
@@ -124,14 +118,11 @@ class _AnyKeys(BaseModel):
 
 def _as_written(error: ValidationError, given: Mapping[str, Any], config: Path | None) -> str:
     """Say what is wrong in the words of whoever wrote it: `--max-pixels`, or `job.yaml: max_pixels`."""
-    problems = error.errors(include_url=False)
-    names = list(dict.fromkeys(str(problem["loc"][0]) for problem in problems))
-    said = describe(error, JobOptions)
-    if config is not None and not set(names) & set(given):
-        return f"{config}: {said}"
-    for name in names:
-        said = said.replace(f"{name}:", f"--{name.replace('_', '-')}:")
-    return said
+    said = []
+    for name, problem in describe(error, JobOptions):
+        is_option = config is None or name in given
+        said.append(f"--{name.replace('_', '-')}: {problem}" if is_option else f"{config}: {name}: {problem}")
+    return "; ".join(said)
 
 
 def absolute_uri(location: str) -> str:

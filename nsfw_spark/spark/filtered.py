@@ -103,11 +103,12 @@ def _shown(spark: SparkSession, output: Output, table: str) -> _Shown | None:
     if not output.exists(spark, table):
         return None
     for commit in history(spark, output, table):
-        if commit.userMetadata:
-            try:
-                return _Shown(**json.loads(commit.userMetadata))
-            except (ValueError, TypeError):  # somebody else's commit: what it did is not known
-                return None
+        if commit.operation in _HARMLESS:
+            continue
+        try:
+            return _Shown(**json.loads(commit.userMetadata or ""))
+        except (ValueError, TypeError):  # somebody else's commit: what it did is not known
+            return None
     return None
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+import nsfw_spark
 from nsfw_spark.errors import ConfigError, TableError
 from nsfw_spark.model_card import ModelCard, load_card
 from nsfw_spark.options import JobOptions
@@ -135,6 +136,11 @@ def _model(options: JobOptions) -> tuple[ScorerSpec, str]:
     """Return what to score with, and its fingerprint; what is wrong here is said before Spark starts."""
     if options.input is None:
         raise ConfigError("no INPUT was given; expected the URI of a directory with images")
+    if options.is_schema and options.checkpoints is None:
+        raise ConfigError(
+            f"output {options.output} is a catalog schema; expected --checkpoints URI with it, a directory "
+            f"for Spark's checkpoints. (For a directory of that name, write ./{options.output})"
+        )
     card = load_card(options.model)
     if card.has_random_weights and not options.allow_random_weights:
         raise ConfigError(
@@ -236,8 +242,8 @@ def _model_columns(card: ModelCard, fingerprint: str, run_id: str) -> dict[str, 
 
 def _versions() -> dict[str, str]:
     """Return the versions of the installed libraries that a score can depend on."""
-    libraries = ("nsfw-spark", "pyspark", "delta-spark", "pillow", "cykooz-resizer", "numpy")
-    versions = {}
+    libraries = ("pyspark", "delta-spark", "pillow", "cykooz-resizer", "numpy")
+    versions = {"nsfw-spark": nsfw_spark.__version__}
     for library in (*libraries, "torch", "open-clip-torch", "onnxruntime"):
         try:
             versions[library] = metadata.version(library)

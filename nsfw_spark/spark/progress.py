@@ -5,9 +5,12 @@ Counts come from `DataFrame.observe`: they are those of the rows that were writt
 
 from __future__ import annotations
 
-import logging
 import re
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,7 +24,6 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from nsfw_spark import errors
 from nsfw_spark.spark.filtered import is_safe
 
-_log = logging.getLogger(__name__)
 OBSERVATION: Final = "images"
 _POLL_SECONDS: Final = 0.5
 
@@ -63,34 +65,56 @@ def follow(query: StreamingQuery) -> Counts:
     On a terminal a line shows progress; elsewhere each micro-batch leaves one on standard error.
 
     Raises:
+        KeyboardInterrupt: Ctrl-C was pressed; the query is stopped.
         NsfwSparkError: A task raised it on an executor.
         StreamingQueryException: Anything else went wrong there.
     """
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     total, seen = Counts(), -1
+    with (
+        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
+        _interrupt_noted() as interrupted,
+    ):
+        line = bar.add_task("scoring", total=None)
+        while not interrupted.is_set():
+            is_over = _wait(query)
+            for progress in query.recentProgress:
+                if progress.batchId <= seen or not progress.numInputRows:
+                    continue
+                seen = progress.batchId
+                counts = _counts(progress)
+                total += counts
+                bar.update(line, description=_sentence("scored", total, None))
+                if not console.is_terminal:
+                    seconds = progress.batchDuration / 1000
+                    sys.stderr.write(_sentence(f"micro-batch {seen}:", counts, seconds) + "\n")
+            if is_over:
+                return total
+    query.stop()
+    raise KeyboardInterrupt
+
+
+def _wait(query: StreamingQuery) -> bool:
+    """Wait a little; return whether the query is over."""
     try:
-        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-            line = bar.add_task("scoring", total=None)
-            is_active = True
-            while is_active:
-                is_active = not query.awaitTermination(_POLL_SECONDS)  # type: ignore[arg-type]
-                for progress in query.recentProgress:
-                    if progress.batchId <= seen or not progress.numInputRows:
-                        continue
-                    seen = progress.batchId
-                    counts = _counts(progress)
-                    total += counts
-                    bar.update(line, description=_sentence("scored", total, None))
-                    if not console.is_terminal:
-                        seconds = progress.batchDuration / 1000
-                        sys.stderr.write(_sentence(f"micro-batch {seen}:", counts, seconds) + "\n")
+        return bool(query.awaitTermination(_POLL_SECONDS))  # type: ignore[arg-type]
     except StreamingQueryException as error:
         raise _from_executor(error) from error
-    except KeyboardInterrupt:
-        query.stop()
-        raise
-    return total
+
+
+@contextmanager
+def _interrupt_noted() -> Iterator[threading.Event]:
+    """Make Ctrl-C set an event, so that it is acted upon between two calls to Java and not within one."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only that one gets signals
+        yield interrupted
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _counts(progress: Any) -> Counts:  # noqa: ANN401 - StreamingQueryProgress, or a dict before Spark 4

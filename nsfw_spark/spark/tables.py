@@ -33,14 +33,16 @@ class Output:
 
     location: str
     """URI of the directory, or `catalog.schema`."""
-    checkpoints: str
-    """URI of the directory for Spark's checkpoints."""
+    checkpoints: str | None
+    """URI of the directory for Spark's checkpoints; a catalog schema has no place of its own for them."""
 
     @classmethod
     def of(cls, options: JobOptions) -> Output:
         """Return the output that the options name."""
         location = options.output if options.is_schema else absolute_uri(options.output).rstrip("/")
-        return cls(location, absolute_uri(options.checkpoints or f"{location}/_checkpoints"))
+        if options.checkpoints is not None:
+            return cls(location, absolute_uri(options.checkpoints))
+        return cls(location, None if options.is_schema else f"{location}/_checkpoints")
 
     @property
     def is_schema(self) -> bool:
@@ -156,14 +158,12 @@ def at_once(step: Callable[[str], T], names: Sequence[str]) -> list[T]:
 def _create(
     spark: SparkSession, output: Output, table: str, columns: StructType, settings: dict[str, str]
 ) -> None:
-    builder = DeltaTable.createIfNotExists(spark).addColumns(columns)
-    if output.is_schema:
-        builder = builder.tableName(output.name(table))
-    else:
-        builder = builder.location(output.path(table))
+    if output.exists(spark, table):
+        return
+    writer = spark.createDataFrame([], columns).writeTo(output.name(table)).using("delta")
     for key, value in settings.items():
-        builder = builder.property(key, value)
-    builder.execute()
+        writer = writer.tableProperty(key, value)
+    writer.create()
 
 
 def _check_location(spark: SparkSession, output: Output) -> None:

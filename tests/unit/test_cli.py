@@ -76,7 +76,7 @@ def options_of(command: str) -> set[str]:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--treshold", "0.4"], ["--treshold"]),
+        (["--thresholds", "0.4"], ["--thresholds"]),
         (["--threshold", "1.5"], ["--threshold", "1.5"]),
         (["--threshold", "-0.1"], ["--threshold", "-0.1"]),
         (["--threshold", "half"], ["--threshold", "half"]),
@@ -125,7 +125,7 @@ def test_an_unknown_model_gets_the_nearest_name(command: Command, arguments: lis
     [
         (None, ["cannot read the config file"]),
         (b"\xff\xfe\x00", ["cannot read the config file"]),
-        (b"treshold: 0.4\n", ["treshold", "did you mean threshold?"]),
+        (b"thresholds: 0.4\n", ["thresholds", "did you mean threshold?"]),
         (b"threshold: 4\n", ["threshold", "4"]),
         (b"threshold: [0.4\n", ["is not YAML"]),
         (b"just words\n", ["key: value"]),

@@ -68,9 +68,9 @@ def test_an_unknown_key_gets_the_nearest_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "wrong", "near"),
     [
-        ("encoder", "precison", "precision"),
-        ("preprocessing", "chanels", "channels"),
-        ("head", "clases", "classes"),
+        ("encoder", "precisions", "precision"),
+        ("preprocessing", "channelz", "channels"),
+        ("head", "classez", "classes"),
     ],
 )
 def test_an_unknown_key_of_a_section_gets_the_nearest_name_of_that_section(

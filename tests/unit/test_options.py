@@ -109,9 +109,7 @@ def test_a_schema_is_told_from_a_path(output: str, expected: bool) -> None:  # n
     assert is_schema(output) is expected
 
 
-def test_a_schema_needs_checkpoints() -> None:
-    with pytest.raises(ConfigError, match="--checkpoints"):
-        job_options({"input": "in", "output": "main.safety"})
+def test_a_schema_may_come_with_checkpoints() -> None:
     assert job_options({"output": "main.safety", "checkpoints": "s3a://bucket/checkpoints"}).is_schema
 
 

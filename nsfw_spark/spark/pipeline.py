@@ -147,7 +147,8 @@ def _model(options: JobOptions) -> tuple[ScorerSpec, str]:
             f"the model {card.name} has random weights, so its scores mean nothing. Choose another model, "
             "or pass --allow-random-weights for a test"
         )
-    spec = ScorerSpec(card, options.model_dir, options.device, options.batch_size, options.max_pixels)
+    model_dir = options.model_dir and options.model_dir.absolute()  # the workers' directory is another
+    spec = ScorerSpec(card, model_dir, options.device, options.batch_size, options.max_pixels)
     return spec, driver_fingerprint(spec)
 
 

@@ -60,8 +60,7 @@ def score_udf(
         ConfigError: No such model card.
         WeightsError: Weights absent on the driver, or not the ones that the card pins.
     """
-    directory = None if model_dir is None else Path(model_dir)
-    spec = ScorerSpec(load_card(model), directory, device, batch_size, max_pixels)
+    spec = ScorerSpec(load_card(model), _absolute(model_dir), device, batch_size, max_pixels)
     return udf_of(spec, driver_fingerprint(spec))
 
 
@@ -92,8 +91,7 @@ def score_images(
         InputError: No binary column `content`, or another column has the name of one of ours.
         WeightsError: Weights absent on the driver, or not the ones that the card pins.
     """
-    directory = None if model_dir is None else Path(model_dir)
-    spec = ScorerSpec(load_card(model), directory, device, batch_size)
+    spec = ScorerSpec(load_card(model), _absolute(model_dir), device, batch_size)
     return add_scores(images, spec, driver_fingerprint(spec), run_id or new_run_id())
 
 
@@ -120,6 +118,11 @@ def add_scores(images: DataFrame, spec: ScorerSpec, fingerprint: str, run_id: st
             }
         )
     )
+
+
+def _absolute(model_dir: str | Path | None) -> Path | None:
+    """Make a directory absolute: Python workers have another current directory than the driver."""
+    return None if model_dir is None else Path(model_dir).absolute()
 
 
 def new_run_id() -> str:

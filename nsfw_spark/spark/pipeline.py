@@ -86,7 +86,9 @@ def run_job(options: JobOptions, *, with_filter: bool = True) -> Summary:
     images = sources.stream_images(
         spark, input_uri, files_per_batch=_files_per_batch(spark, options, spec.card), glob=options.glob
     )
-    scored = add_scores(images, spec, fingerprint, run_id)
+    # Bytes that Spark does not read need not be copied, five times, on their way to Python.
+    is_local = input_uri.startswith("file:") and not options.keep_content
+    scored = add_scores(images, spec, fingerprint, run_id, from_path=is_local)
     scored = scored.withColumnRenamed("modificationTime", "modification_time").select(columns.names)
     counts = _write(scored, output, checkpoint, options.threshold)
     accounted = last_batch(spark, checkpoint)

@@ -95,8 +95,19 @@ def score_images(
     return add_scores(images, spec, driver_fingerprint(spec), run_id or new_run_id())
 
 
-def add_scores(images: DataFrame, spec: ScorerSpec, fingerprint: str, run_id: str) -> DataFrame:
-    """Add a score to each image: see `score_images`."""
+def add_scores(
+    images: DataFrame, spec: ScorerSpec, fingerprint: str, run_id: str, *, from_path: bool = False
+) -> DataFrame:
+    """Add a score to each image: see `score_images`.
+
+    Args:
+        images: With a binary column `content`.
+        spec: What to score with.
+        fingerprint: The model's, as the driver computed it.
+        run_id: Written into each row.
+        from_path: Read the files of the column `path` in the Python worker. Spark then does not read
+            `content`, unless another part of the query asks for it.
+    """
     if dict(images.dtypes).get("content") != "binary":
         raise InputError(
             f"the images have the columns {', '.join(images.columns)}; expected a binary column `content` "
@@ -106,8 +117,9 @@ def add_scores(images: DataFrame, spec: ScorerSpec, fingerprint: str, run_id: st
     if taken := sorted(set(ours) & set(images.columns)):
         raise InputError(f"the images already have a column {', '.join(taken)}: rename or drop it first")
     carried = [name for name in images.columns if name != "length"]
+    score = udf_of(spec, fingerprint, from_path=from_path)
     return (
-        images.withColumn("_score", udf_of(spec, fingerprint)(F.col("content")))
+        images.withColumn("_score", score(F.col("path" if from_path else "content")))
         .select(*carried, "_score.*")
         .withColumns(
             {
@@ -139,20 +151,29 @@ def driver_fingerprint(spec: ScorerSpec) -> str:
     return fingerprint(spec.card, locate_weights(spec.card, spec.model_dir, download=True))
 
 
-def udf_of(spec: ScorerSpec, expected_fingerprint: str) -> Any:  # noqa: ANN401 - see score_udf
+def udf_of(spec: ScorerSpec, expected_fingerprint: str, *, from_path: bool = False) -> Any:  # noqa: ANN401 - see score_udf
     """Return the UDF for a spec, which fails where an executor's weights are not the driver's."""
 
     @pandas_udf(_RETURNED)  # type: ignore[call-overload, untyped-decorator]
-    def nsfw(contents: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
+    def nsfw(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
         scorer = _scorer(replace(spec, device=task_device(spec.device)), expected_fingerprint)
         # Batches of the model are formed across Arrow batches: Spark wants the same rows in the same
         # order, and does not mind where they are cut.
-        rows = scorer.stream(chain.from_iterable(contents))
+        values = chain.from_iterable(batches)
+        rows = scorer.stream(map(_read_file, values) if from_path else values)
         while some := list(islice(rows, _ROWS_RETURNED)):
             yield _frame(some)
 
     # Not deterministic, says this, so that Spark never runs the model twice for a filter on its result.
     return nsfw.asNondeterministic()
+
+
+def _read_file(path: str) -> bytes | None:
+    """Read a file of this machine, named as Hadoop does (`file:/a b.jpg`); None where it cannot be read."""
+    try:
+        return Path(path.removeprefix("file:")).read_bytes()
+    except OSError:
+        return None
 
 
 @lru_cache(maxsize=1)

@@ -86,7 +86,7 @@ def run_job(options: JobOptions, *, with_filter: bool = True) -> Summary:
     images = sources.stream_images(
         spark, input_uri, files_per_batch=_files_per_batch(spark, options, spec.card), glob=options.glob
     )
-    # Bytes that Spark does not read need not be copied, five times, on their way to Python.
+    # Bytes that Spark does not read need not be copied, several times, on their way to Python.
     is_local = input_uri.startswith("file:") and not options.keep_content
     scored = add_scores(images, spec, fingerprint, run_id, from_path=is_local)
     scored = scored.withColumnRenamed("modificationTime", "modification_time").select(columns.names)

@@ -29,7 +29,7 @@ from nsfw_spark.options import JobOptions, job_options
 from nsfw_spark.weights import fetch_weights, fingerprint, locate_weights
 
 if TYPE_CHECKING:  # imported in the commands: `--help` and `models` need neither Java nor pyspark
-    from nsfw_spark.spark.pipeline import Summary
+    from nsfw_spark.spark.summary import Summary
 
 _DONE: Final = 0
 _UNEXPECTED: Final = 1

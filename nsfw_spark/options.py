@@ -61,6 +61,10 @@ class JobOptions(BaseModel):
     """Files in one micro-batch; `auto` aims at a minute's work."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """`auto` (GPUs where there are any), `cpu` or `cuda`."""
+    host: Literal["auto", "off"] = "auto"
+    """`auto`: one model for each GPU of an executor, in a process of its own; `off`: one a Python worker."""
+    host_timeout_seconds: Annotated[float, Field(ge=1)] = 120.0
+    """Without a sign of life for so long, the model host counts as dead; longer than one batch may take."""
     max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = DEFAULT_MAX_PIXELS
     """Width x height above which an image is `too_large`; Pillow itself refuses above 178,956,970."""
     max_error_rate: _Share = 0.1

@@ -1,29 +1,27 @@
 """The scorer: encoded images in, one `ImageScore` each out, in order.
 
-Puts decode, encoder and head in a row and forms the batches. Knows nothing of Spark: this is what a laptop,
-a notebook and a GPU box without Java use, and what the UDF runs on every executor.
+Decodes, forms batches, and makes rows of what the model says. Where the model is, in this process or in the
+model host, it does not know; nor does it know of Spark: this is what a laptop, a notebook and a GPU box
+without Java use, and what the UDF runs on every executor.
 """
 
 from __future__ import annotations
 
 import hashlib
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from nsfw_spark.decode import DEFAULT_MAX_PIXELS, decode
-from nsfw_spark.encoders import Encoder, load_encoder
 from nsfw_spark.errors import ImageError, ImageHeader, Status
-from nsfw_spark.heads import Head, load_head
+from nsfw_spark.model import ModelSpec, Predictions, Predictor, load_model
 from nsfw_spark.model_card import ModelCard, load_card
-from nsfw_spark.weights import fingerprint, locate_weights
-
-# Where more images a batch no longer help: a CPU's caches are full, a GPU is.
-_AUTO_BATCH_SIZE: Final = {"cpu": 16, "cuda": 256}
 
 
 @dataclass(frozen=True)
@@ -51,77 +49,55 @@ class ImageScore:
     """`JPEG`, `PNG`, …; None when unreadable."""
 
 
-@dataclass(frozen=True)
-class ScorerSpec:
-    """All that it takes to load the same scorer elsewhere: small, picklable, comparable."""
+@dataclass
+class Stages:
+    """Where a scorer's time went."""
 
-    card: ModelCard
-    model_dir: Path | None = None
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `cuda:N`."""
-    batch_size: int | Literal["auto"] = "auto"
-    """Images in one forward pass."""
-    max_pixels: int = DEFAULT_MAX_PIXELS
-    """Width x height above which an image is `too_large`."""
+    decode_seconds: float = 0.0
+    """Decoding and resizing."""
+    wait_seconds: float = 0.0
+    """Waiting for the model."""
+    encode_seconds: float = 0.0
+    """Of the device, for these images."""
+    encoded: float = 0.0
+    """Images that the model saw."""
+    batch_slots: float = 0.0
+    """Images that would have fitted into their forward passes."""
 
+    def __add__(self, other: Stages) -> Stages:
+        return Stages(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
-class Model:
-    """Encoder and head of one card, loaded on one device: pixels in, scores out."""
+    @property
+    def batch_fill(self) -> float | None:
+        """How full the forward passes were, 0 to 1; None without any."""
+        return self.encoded / self.batch_slots if self.batch_slots else None
 
-    def __init__(self, card: ModelCard, encoder: Encoder, head: Head) -> None:
-        self._card, self._encoder, self._head = card, encoder, head
-        self.device = encoder.device
-
-    def predict(self, pixels: npt.NDArray[np.uint8]) -> list[ImageScore]:
-        """Score a batch.
-
-        Args:
-            pixels: uint8, shape (N, S, S, 3), RGB.
-
-        Returns:
-            N scores, without what only the encoded bytes can tell.
-        """
-        encoded = self._encoder.encode(pixels)
-        scored = self._head.score(encoded)
-        return [
-            self._row(
-                float(score),
-                None if scored.class_scores is None else scored.class_scores[i],
-                None if encoded.embeddings is None else encoded.embeddings[i],
-            )
-            for i, score in enumerate(scored.nsfw_scores)
-        ]
-
-    def _row(
-        self,
-        score: float,
-        classes: npt.NDArray[np.float32] | None,
-        embedding: npt.NDArray[np.float32] | None,
-    ) -> ImageScore:
-        if not 0 <= score <= 1:  # NaN included
-            return ImageScore("not_finite", f"the model {self._card.name} gave {score} for this image")
-        by_class = None
-        if classes is not None:
-            by_class = dict(zip(self._card.head.classes, classes.tolist(), strict=True))
-        return ImageScore("ok", None, score, by_class, embedding)
+    def count(self, predictions: Predictions) -> None:
+        """Count one batch."""
+        self.wait_seconds += predictions.wait_seconds
+        self.encode_seconds += predictions.encode_seconds
+        self.encoded += len(predictions)
+        self.batch_slots += predictions.batch_slots
 
 
 class Scorer:
-    """A model, loaded and ready. Make one with `load_scorer`.
+    """A model, ready to score images. Make one with `load_scorer`.
 
     Attributes:
         card: The model's card.
         fingerprint: Hash of its weights, preprocessing and precision.
         device: `cpu` or `cuda:N`.
-        batch_size: Images in one forward pass.
+        batch_size: Images that go to the model at once.
+        stages: Where the time went since `take_stages`.
     """
 
-    def __init__(self, spec: ScorerSpec, model: Model, fingerprint: str) -> None:
-        self.card, self.fingerprint, self.device = spec.card, fingerprint, model.device
-        kind = self.device.partition(":")[0]
-        self.batch_size = _AUTO_BATCH_SIZE[kind] if spec.batch_size == "auto" else spec.batch_size
-        self._max_pixels = spec.max_pixels
-        self._model = model
+    def __init__(
+        self, card: ModelCard, predictor: Predictor, *, max_pixels: int = DEFAULT_MAX_PIXELS
+    ) -> None:
+        self.card, self.fingerprint, self.device = card, predictor.fingerprint, predictor.device
+        self.batch_size = predictor.batch_size
+        self.stages = Stages()
+        self._predictor, self._max_pixels = predictor, max_pixels
 
     def score(self, contents: Sequence[bytes | None]) -> list[ImageScore]:
         """Score images.
@@ -135,19 +111,42 @@ class Scorer:
         return list(self.stream(contents))
 
     def stream(self, contents: Iterable[bytes | None]) -> Iterator[ImageScore]:
-        """Score images as they come, in memory for one batch."""
-        pending: list[ImageScore] = []  # rows in order; those that wait for a score say `ok`
-        pixels: list[npt.NDArray[np.uint8]] = []  # of the waiting ones
+        """Score images as they come, in memory for a few batches."""
+        waiting: deque[list[ImageScore]] = deque()  # rows of the batches that were handed to the model
+
+        def batches() -> Iterator[list[npt.NDArray[np.uint8]]]:
+            for rows, pixels in self._decoded(contents):
+                waiting.append(rows)
+                yield pixels
+
+        for predictions in self._predictor.predict_each(batches()):
+            self.stages.count(predictions)
+            yield from self._finished(waiting.popleft(), predictions)
+
+    def take_stages(self) -> Stages:
+        """Return where the time went since this was last asked."""
+        stages, self.stages = self.stages, Stages()
+        return stages
+
+    def _decoded(
+        self, contents: Iterable[bytes | None]
+    ) -> Iterator[tuple[list[ImageScore], list[npt.NDArray[np.uint8]]]]:
+        """Yield batches: rows in order, and the pixels of those that say `ok` and wait for a score."""
+        rows: list[ImageScore] = []
+        pixels: list[npt.NDArray[np.uint8]] = []
         for content in contents:
+            started = time.perf_counter()
             row, square = self._decode(content)
-            pending.append(row)
+            self.stages.decode_seconds += time.perf_counter() - started
+            rows.append(row)
             if square is not None:
                 pixels.append(square)
             # Bad images wait too, to keep the order; a run of them must not pile up.
-            if len(pixels) == self.batch_size or len(pending) >= 8 * self.batch_size:
-                yield from self._finish(pending, pixels)
-                pending, pixels = [], []
-        yield from self._finish(pending, pixels)
+            if len(pixels) == self.batch_size or len(rows) >= 8 * self.batch_size:
+                yield rows, pixels
+                rows, pixels = [], []
+        if rows:
+            yield rows, pixels
 
     def _decode(self, content: bytes | None) -> tuple[ImageScore, npt.NDArray[np.uint8] | None]:
         row = ImageScore("ok")
@@ -161,20 +160,25 @@ class Scorer:
             return _with_header(row, error.header), None
         return _with_header(row, decoded.header), decoded.pixels
 
-    def _finish(self, pending: list[ImageScore], pixels: list[npt.NDArray[np.uint8]]) -> Iterator[ImageScore]:
-        scores = iter(self._model.predict(np.stack(pixels)) if pixels else [])
-        for row in pending:
+    def _finished(self, rows: list[ImageScore], predictions: Predictions) -> Iterator[ImageScore]:
+        scored = enumerate(predictions.nsfw_scores.tolist())
+        for row in rows:
             if row.status != "ok":
                 yield row
                 continue
-            score = next(scores)
+            i, score = next(scored)
+            if not 0 <= score <= 1:  # NaN included
+                error = f"the model {self.card.name} gave {score} for this image"
+                yield replace(row, status="not_finite", error=error)
+                continue
+            classes, embeddings = predictions.class_scores, predictions.embeddings
             yield replace(
                 row,
-                status=score.status,
-                error=score.error,
-                nsfw_score=score.nsfw_score,
-                class_scores=score.class_scores,
-                embedding=score.embedding,
+                nsfw_score=score,
+                class_scores=None
+                if classes is None
+                else dict(zip(self.card.head.classes, classes[i].tolist(), strict=True)),
+                embedding=None if embeddings is None else embeddings[i],
             )
 
 
@@ -192,7 +196,7 @@ def load_scorer(
         model: Name of a built-in model card, or path of a card file.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
         model_dir: Directory with weights; else the Hugging Face cache, else they are downloaded.
-        batch_size: Images in one forward pass; `auto` is 16 on a CPU, 256 on a GPU.
+        batch_size: Images in one forward pass; `auto` is 16 on a CPU, and on a GPU what is found to be fast.
         max_pixels: Width x height above which an image is `too_large`.
 
     Raises:
@@ -201,15 +205,8 @@ def load_scorer(
         DeviceError: No usable GPU.
     """
     directory = None if model_dir is None else Path(model_dir)
-    return open_scorer(ScorerSpec(load_card(model), directory, device, batch_size, max_pixels))
-
-
-def open_scorer(spec: ScorerSpec) -> Scorer:
-    """Load the scorer of a spec: see `load_scorer`."""
-    files = locate_weights(spec.card, spec.model_dir, download=True)
-    encoder = load_encoder(spec.card, files["encoder"], spec.device)
-    head = load_head(spec.card, files.get("head"))
-    return Scorer(spec, Model(spec.card, encoder, head), fingerprint(spec.card, files))
+    card = load_card(model)
+    return Scorer(card, load_model(ModelSpec(card, directory, device, batch_size)), max_pixels=max_pixels)
 
 
 def _with_header(row: ImageScore, header: ImageHeader | None) -> ImageScore:

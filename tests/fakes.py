@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nsfw_spark.encoders import Encoded
+from nsfw_spark.encoders import Encoded, Encoder
 from nsfw_spark.heads import Scored
 from nsfw_spark.model_card import ModelCard
 
 
-class FakeEncoder:
+class FakeEncoder(Encoder):
     """An image's embedding is a point on the unit circle that tells its mean brightness.
 
     Its first number is the brightness, 0 for black and 1 for white; so with `FakeHead` the score of a grey
@@ -24,10 +25,12 @@ class FakeEncoder:
         self.device = "cpu"
         self.batches: list[int] = []
 
-    def encode(self, pixels: npt.NDArray[np.uint8]) -> Encoded:
+    def start(self, parts: Sequence[npt.NDArray[np.uint8]]) -> Callable[[], Encoded]:
+        pixels = np.concatenate(parts)
         self.batches.append(len(pixels))
         brightness = pixels.reshape(len(pixels), -1).mean(axis=1) / 255  # (N,)
-        return Encoded(np.stack([brightness, np.sqrt(1 - brightness**2)], axis=1).astype(np.float32))
+        encoded = Encoded(np.stack([brightness, np.sqrt(1 - brightness**2)], axis=1).astype(np.float32))
+        return lambda: encoded
 
 
 class FakeHead:

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from pyspark.errors import StreamingQueryException
@@ -22,7 +22,9 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from nsfw_spark import errors
+from nsfw_spark.scorer import Stages
 from nsfw_spark.spark.filtered import is_safe
+from nsfw_spark.spark.schema import STAGES
 
 OBSERVATION: Final = "images"
 _POLL_SECONDS: Final = 0.5
@@ -35,6 +37,8 @@ class Counts:
     images: int = 0
     ok: int = 0
     safe: int = 0
+    stages: Stages = field(default_factory=Stages)
+    """Where the tasks' time went."""
 
     @property
     def flagged(self) -> int:
@@ -47,7 +51,8 @@ class Counts:
         return self.images - self.ok
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(self.images + other.images, self.ok + other.ok, self.safe + other.safe)
+        stages = self.stages + other.stages
+        return Counts(self.images + other.images, self.ok + other.ok, self.safe + other.safe, stages)
 
 
 def counting_columns(threshold: float) -> list[Column]:
@@ -56,6 +61,7 @@ def counting_columns(threshold: float) -> list[Column]:
         F.count(F.lit(1)).alias("images"),
         F.count(F.when(F.col("status") == "ok", 1)).alias("ok"),
         F.count(F.when(is_safe(threshold), 1)).alias("safe"),
+        *(F.sum(F.col(STAGES.name)[i]).alias(stage.name) for i, stage in enumerate(fields(Stages))),
     ]
 
 
@@ -119,13 +125,27 @@ def _interrupt_noted() -> Iterator[threading.Event]:
 
 def _counts(progress: Any) -> Counts:  # noqa: ANN401 - StreamingQueryProgress, or a dict before Spark 4
     observed = progress.observedMetrics.get(OBSERVATION)
-    return Counts() if observed is None else Counts(observed.images, observed.ok, observed.safe)
+    if observed is None:
+        return Counts()
+    stages = Stages(*(observed[stage.name] or 0.0 for stage in fields(Stages)))
+    return Counts(observed.images, observed.ok, observed.safe, stages)
 
 
 def _sentence(verb: str, counts: Counts, seconds: float | None) -> str:
     rate = "" if not seconds else f", {counts.images / seconds:,.0f} images/s"
     without = f", {counts.quarantined:,} of them without a score" if counts.quarantined else ""
-    return f"{verb} {counts.images:,} images{without}{rate}"
+    return f"{verb} {counts.images:,} images{without}{rate}{_limits(counts.stages)}"
+
+
+def _limits(stages: Stages) -> str:
+    """Say where the tasks' time went, so that one sees whether decoding or the model is the limit."""
+    busy = stages.decode_seconds + stages.wait_seconds
+    if not busy or not stages.batch_slots:
+        return ""
+    return (
+        f"; tasks: {stages.decode_seconds / busy:.0%} decoding, {stages.wait_seconds / busy:.0%} waiting "
+        f"for the model; batches {stages.batch_fill:.0%} full"
+    )
 
 
 def _from_executor(error: StreamingQueryException) -> Exception:

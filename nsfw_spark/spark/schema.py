@@ -61,6 +61,9 @@ CARRIED: Final = StructType(
 )
 """What the source `files` knows besides."""
 
+STAGES: Final = _column("_stages", ArrayType(DoubleType()), "fields of scorer.Stages, of a few rows")
+"""Travels with the rows to where they are counted, and is dropped before they are written."""
+
 CONTENT: Final = _column("content", BinaryType(), "the encoded image")
 
 RUNS: Final = StructType(
@@ -71,6 +74,10 @@ RUNS: Final = StructType(
         _column("seconds", DoubleType(), "of the whole job, Spark's start not included"),
         _column("score_seconds", DoubleType(), "of these, scoring and writing image_scores"),
         _column("filter_seconds", DoubleType(), "of these, writing the filtered tables"),
+        _column("decode_seconds", DoubleType(), "of all tasks together, decoding and resizing"),
+        _column("wait_seconds", DoubleType(), "of all tasks together, waiting for the model"),
+        _column("encode_seconds", DoubleType(), "of all models together, encoding"),
+        _column("batch_fill", DoubleType(), "0 to 1: how full the forward passes were; null without any"),
         _column("input", StringType(), "where the images came from"),
         _column("last_batch", LongType(), "last micro-batch of this input, all of whose files have rows"),
         _column("images", LongType(), "rows that this run added to image_scores"),

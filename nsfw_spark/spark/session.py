@@ -42,12 +42,14 @@ def get_session() -> SparkSession:
     """Return the running session; under spark-submit, its session; else a local one with Delta Lake.
 
     Raises:
-        ConfigError: No Java for a local session, or no Delta Lake on the cluster.
+        ConfigError: No Java for a local session, no Delta Lake on the cluster, or a limit that no model
+            survives.
     """
     session = SparkSession.getActiveSession()
     if session is None:
         is_submitted = "PYSPARK_GATEWAY_PORT" in os.environ
         session = _submitted_session() if is_submitted else _local_session()
+    check_memory(session)
     _tune(session)
     return session
 
@@ -90,7 +92,8 @@ def _local_settings() -> dict[str, str]:
     cores = os.cpu_count() or 1
     log = resources.files("nsfw_spark.spark") / "log4j2.properties"
     return {
-        "spark.master": f"local[{cores}]",
+        # 4: as on a cluster, a failed task is tried again; else one death of a process is the job's.
+        "spark.master": f"local[{cores},4]",
         "spark.driver.memory": "2g",
         "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile=file:{log}",
         "spark.ui.enabled": "false",  # the progress bar is ours; the pages' data grow with each micro-batch
@@ -139,6 +142,28 @@ def num_slots(session: SparkSession) -> int | None:
     if not hasattr(session, "_jsc"):
         return None
     return int(session.sparkContext.defaultParallelism)
+
+
+def executor_cores(session: SparkSession) -> int | None:
+    """Return how many tasks one executor runs at once; None where it is not known."""
+    if cores := session.conf.get("spark.executor.cores", None):
+        return int(cores)
+    master = session.conf.get("spark.master", None) or ""
+    return num_slots(session) if master.startswith("local[") else None
+
+
+def check_memory(session: SparkSession) -> None:
+    """Refuse a limit under which no model can be loaded.
+
+    Raises:
+        ConfigError: `spark.executor.pyspark.memory` is set.
+    """
+    if limit := session.conf.get("spark.executor.pyspark.memory", None):
+        raise ConfigError(
+            f"spark.executor.pyspark.memory is {limit}; expected it unset. It limits the address space "
+            "of Python processes, of which CUDA reserves far more than it uses, so that no model loads. Make "
+            "room in spark.executor.memoryOverhead instead"
+        )
 
 
 def _set_by_others(session: SparkSession) -> set[str]:

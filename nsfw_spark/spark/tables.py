@@ -131,7 +131,9 @@ def append_run(spark: SparkSession, output: Output, run: dict[str, Any]) -> None
     """Add one row to `runs`."""
     _create(spark, output, "runs", schema.RUNS, {})
     row = [run.get(name) for name in schema.RUNS.names]
-    spark.createDataFrame([row], schema.RUNS).coalesce(1).writeTo(output.name("runs")).append()
+    frame = spark.createDataFrame([row], schema.RUNS).coalesce(1)
+    # A table that an earlier version of this package made has fewer columns.
+    frame.writeTo(output.name("runs")).option("mergeSchema", "true").append()
 
 
 def last_accounted_batch(spark: SparkSession, output: Output, input_uri: str) -> int:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from nsfw_spark import ConfigError, ImageScore, Scorer, WeightsError, load_scorer
-from nsfw_spark.scorer import Model, ScorerSpec, open_scorer
+from nsfw_spark.model import Model, ModelSpec, load_model
 from tests.conftest import PHOTOS, grey, jpeg, png
 from tests.fakes import FakeEncoder, FakeHead, card, card_content
 
@@ -27,8 +27,7 @@ BAD = {None: "missing", b"": "undecodable", b"text": "undecodable", b"%PDF-1.7":
 
 def fake_scorer(batch_size: int = 4, broken_above: float = 1.0) -> tuple[Scorer, FakeEncoder]:
     encoder = FakeEncoder()
-    spec = ScorerSpec(card(), batch_size=batch_size)
-    return Scorer(spec, Model(spec.card, encoder, FakeHead(broken_above)), "fingerprint"), encoder
+    return Scorer(card(), Model(encoder, FakeHead(broken_above), "fingerprint", batch_size)), encoder
 
 
 @settings(max_examples=60, deadline=None)
@@ -108,16 +107,15 @@ def test_a_bad_image_carries_what_the_bytes_tell() -> None:
 
 
 def test_too_many_pixels_mark_their_row() -> None:
-    spec = ScorerSpec(card(), max_pixels=2399)
-    scorer = Scorer(spec, Model(spec.card, FakeEncoder(), FakeHead()), "fingerprint")
+    scorer = Scorer(card(), Model(FakeEncoder(), FakeHead(), "fingerprint", 4), max_pixels=2399)
     small, large = scorer.score([png(59, 40), png(60, 40)])
     assert (small.status, large.status, large.width) == ("ok", "too_large", 60)
 
 
 @pytest.mark.parametrize(("batch_size", "expected"), [("auto", 16), (3, 3)])
 def test_the_batch_size_is_the_callers_or_the_devices(batch_size: int, expected: int) -> None:
-    spec = ScorerSpec(card(), batch_size=batch_size)
-    assert Scorer(spec, Model(spec.card, FakeEncoder(), FakeHead()), "f").batch_size == expected
+    model = load_model(ModelSpec(card(), batch_size=batch_size))
+    assert model.batch_size == Scorer(card(), model).batch_size == expected
 
 
 def test_a_card_file_is_all_that_a_scorer_needs(tmp_path: Path) -> None:
@@ -131,11 +129,11 @@ def test_a_card_file_is_all_that_a_scorer_needs(tmp_path: Path) -> None:
     assert (scorer.device, len(scorer.fingerprint)) == ("cpu", 16)
 
 
-def test_a_spec_loads_the_same_scorer_elsewhere() -> None:
-    spec = ScorerSpec(card(), device="cpu")
+def test_a_spec_loads_the_same_model_elsewhere() -> None:
+    spec = ModelSpec(card(), device="cpu")
     copy = pickle.loads(pickle.dumps(spec))  # noqa: S301 - our own bytes
     assert copy == spec
-    here, there = open_scorer(spec), open_scorer(copy)
+    here, there = Scorer(card(), load_model(spec)), Scorer(card(), load_model(copy))
     assert here.fingerprint == there.fingerprint
     assert here.score([png()])[0].nsfw_score == there.score([png()])[0].nsfw_score
 
@@ -144,7 +142,7 @@ def test_what_is_wrong_is_said_when_loading(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown model"):
         load_scorer("no-such-model")
     with pytest.raises(WeightsError, match=r"absent\.bin"):
-        open_scorer(ScorerSpec(card(encoder={"weights": {"path": tmp_path / "absent.bin"}})))
+        load_model(ModelSpec(card(encoder={"weights": {"path": tmp_path / "absent.bin"}})))
 
 
 FILES = sorted([*(PHOTOS / "photos").iterdir(), *(PHOTOS / "variants").iterdir()])
@@ -199,7 +197,7 @@ def test_open_nsfw_scores_do_not_depend_on_the_batch_size(open_nsfw: Scorer, bat
 def test_laion_scores_do_not_depend_on_the_batch_size() -> None:
     contents = [png(seed=seed) for seed in range(20)]
     scores = [
-        [score.nsfw_score for score in open_scorer(ScorerSpec(card(), batch_size=size)).score(contents)]
-        for size in (1, 7, 16)
+        [score.nsfw_score for score in Scorer(card(), model).score(contents)]
+        for model in (load_model(ModelSpec(card(), batch_size=size)) for size in (1, 7, 16))
     ]
     np.testing.assert_allclose(scores, [scores[0]] * 3, rtol=0, atol=1e-6)

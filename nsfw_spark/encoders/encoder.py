@@ -1,0 +1,96 @@
+"""What an encoder is, whatever library computes it, and what all of them share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nsfw_spark.errors import ConfigError, DeviceError
+from nsfw_spark.model_card import EncoderCard, Preprocessing
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder makes of N images."""
+
+    embeddings: npt.NDArray[np.float32] | None
+    """float32, shape (N, D), each of L2 norm 1; None where the model has none."""
+    probabilities: npt.NDArray[np.float32] | None = None
+    """float32, shape (N, C), rows sum to 1; None where the model has no classes."""
+
+
+class OutOfMemoryError(DeviceError):
+    """A batch does not fit into the device's memory; a smaller one may."""
+
+
+class Encoder(ABC):
+    """A loaded network."""
+
+    device: str
+    """Where it computes: `cpu` or `cuda:N`."""
+
+    @abstractmethod
+    def start(self, parts: Sequence[npt.NDArray[np.uint8]]) -> Callable[[], Encoded]:
+        """Begin to encode a batch.
+
+        On a GPU this returns before the batch is done, so that the next one can be copied there while this
+        one computes. `parts` must not change until the result is there.
+
+        Args:
+            parts: One or more arrays, uint8, shape (n, S, S, 3), RGB, on the CPU, as `decode` makes them;
+                together they are one batch.
+
+        Returns:
+            A function that waits for the result and returns it.
+
+        Raises:
+            OutOfMemoryError: The batch does not fit.
+        """
+
+    def encode(self, pixels: npt.NDArray[np.uint8]) -> Encoded:
+        """Encode a batch, uint8, shape (N, S, S, 3), RGB, and wait for it: see `start`."""
+        return self.start([pixels])()
+
+    def buffer(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        """Return memory to receive pixels in: where the device likes, pinned."""
+        return np.empty(shape, np.uint8)
+
+
+def joined(parts: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+    """Make one array of the parts of a batch; a single part is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def normalise(pixels: npt.NDArray[np.uint8], how: Preprocessing) -> npt.NDArray[np.float32]:
+    """Apply channel order, scale, mean and std on the CPU: uint8 (N, S, S, 3) → float32, same shape."""
+    ordered = pixels[..., ::-1] if how.channels == "bgr" else pixels
+    mean, std = np.array(how.mean, np.float32), np.array(how.std, np.float32)
+    values = (ordered.astype(np.float32) / np.float32(how.scale) - mean) / std
+    return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def unit_length(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Divide each row of (N, D) by its L2 norm; a row of zeros becomes NaN, which is no embedding."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+
+def library(module: str, card: EncoderCard, extra: str) -> Any:  # noqa: ANN401 - a module
+    """Import a model library, or say what to install."""
+    try:
+        return __import__(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"{card.architecture} needs the Python package {module}, which is not installed here: "
+            f"pip install 'nsfw-spark[{extra}]'"
+        ) from error
+
+
+def device_index(device: str) -> int:
+    """Return N of `cuda:N` or `auto:N`; 0 where none is named."""
+    return int(device.partition(":")[2] or 0)

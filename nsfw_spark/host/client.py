@@ -1,0 +1,237 @@
+"""A task's `Predictor`: sends pixels to the model host of its executor and receives predictions.
+
+Survives the host's death once in its life: starts another, or finds the one that another task has started,
+and sends again what was on its way. Imports no model library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from nsfw_spark.errors import DeviceError, WeightsError
+from nsfw_spark.host import frames
+from nsfw_spark.host.frames import FrameError, Kind
+from nsfw_spark.host.home import Home
+from nsfw_spark.host.lifecycle import HostUnavailableError, connect, kill
+from nsfw_spark.host.spec import HostSpec
+from nsfw_spark.model import Predictions
+
+IN_FLIGHT: Final = 2
+"""Batches of a task on their way: one computes while the next waits. More is only memory."""
+_MAX_SCORES: Final = 1 << 26  # bytes of one reply; 64 images of 1,024 dimensions are 2**18
+
+
+class _HostDiedError(Exception):
+    """The connection to the host broke, or the host was stuck and was killed."""
+
+
+@dataclass
+class _Batch:
+    pixels: Sequence[npt.NDArray[np.uint8]]
+    number: int
+    is_sent: bool = False
+
+
+@dataclass
+class _Channel:
+    """One connection to the host: one batch at a time."""
+
+    connection: socket.socket
+    spec: HostSpec
+    home: Home
+    pid: int
+    """Of the host."""
+    ready: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, spec: HostSpec, home: Home, task: str) -> Self:
+        """Connect, and wait until the model is loaded."""
+        connection, pid = connect(spec, home, task)
+        channel = cls(connection, spec, home, pid)
+        try:
+            channel.ready = frames.read_json(channel.receive(Kind.READY, frames.MAX_JSON))
+        except BaseException:
+            channel.connection.close()
+            raise
+        return channel
+
+    def receive(self, kind: Kind, limit: int) -> bytes:
+        """Wait for a frame, however long the host shows that it is alive.
+
+        Raises:
+            NsfwSparkError: The host sent it as an error.
+        """
+        try:
+            while (header := frames.receive_header(self.connection)) is not None:
+                payload = frames.receive_payload(self.connection, header[1], limit)
+                if header[0] == Kind.ERROR:
+                    raise frames.read_error(payload)
+                if header[0] == kind:
+                    return payload
+                if header[0] != Kind.BEAT:
+                    raise _HostDiedError(f"expected {kind.name}, got {header[0].name}")
+        except TimeoutError:
+            kill(self.home, self.pid)
+            seconds = self.spec.timeout_seconds
+            raise _HostDiedError(f"it gave no sign of life for {seconds:g} s and was killed") from None
+        except (OSError, FrameError) as error:
+            raise _HostDiedError(str(error)) from error
+        raise _HostDiedError("it hung up")
+
+    def send(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> None:
+        """Send one batch."""
+        try:
+            frames.send(self.connection, Kind.PIXELS, [np.ascontiguousarray(image) for image in pixels])
+        except TimeoutError:
+            kill(self.home, self.pid)
+            raise _HostDiedError("it took no pixels and was killed") from None
+        except OSError as error:
+            raise _HostDiedError(str(error)) from error
+
+
+class HostedModel:
+    """The model of a host, for one task: a context manager, whose end hangs up.
+
+    Attributes:
+        fingerprint: Hash of the model's weights, preprocessing and precision.
+        device: `cpu` or `cuda:N`.
+        batch_size: Images that it wants at once; the host puts those of several tasks together.
+    """
+
+    def __init__(self, spec: HostSpec, task: str = "a task") -> None:
+        """Connect to the spec's host, start it if need be, and wait until its model is loaded.
+
+        Args:
+            spec: What the host holds.
+            task: Who connects, for the host's log.
+
+        Raises:
+            HostUnavailableError: No host can be started here.
+            WeightsError, ConfigError, DeviceError: The host could not load the model.
+        """
+        try:
+            self._home = Home.of(spec.identity)
+        except OSError as error:
+            raise HostUnavailableError(str(error)) from error
+        self._spec, self._task = spec, task
+        self._channels: dict[int, _Channel] = {}
+        self._has_seen_death = False
+        ready = self._first_channel().ready
+        self.fingerprint, self.device = str(ready["fingerprint"]), str(ready["device"])
+        self.batch_size = int(ready["batch_size"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        for channel in self._channels.values():
+            channel.connection.close()
+        self._channels.clear()
+
+    def predict_each(self, batches: Iterable[Sequence[npt.NDArray[np.uint8]]]) -> Iterator[Predictions]:
+        """Predict batch after batch: see `Predictor.predict_each`.
+
+        Raises:
+            DeviceError: The host died for the second time in this task.
+        """
+        waiting: deque[_Batch] = deque()
+        for number, pixels in enumerate(batches):
+            if len(waiting) == IN_FLIGHT:
+                yield self._predictions_of_first(waiting)
+            waiting.append(_Batch(pixels, number))
+            self._send(waiting)
+        while waiting:
+            yield self._predictions_of_first(waiting)
+
+    def _predictions_of_first(self, waiting: deque[_Batch]) -> Predictions:
+        """Wait for the predictions of the oldest batch, and take it off the queue."""
+        started, first = time.perf_counter(), waiting[0]
+        if not first.pixels:
+            waiting.popleft()
+            return Predictions(np.empty(0, np.float32))
+        while True:
+            try:
+                self._send_once(waiting)
+                payload = self._channel(first).receive(Kind.SCORES, _MAX_SCORES)
+                predictions = frames.read_scores(payload, len(first.pixels))
+                break
+            except (_HostDiedError, FrameError) as death:
+                self._outlive(death, waiting)
+        waiting.popleft()
+        return replace(predictions, wait_seconds=time.perf_counter() - started)
+
+    def _send(self, waiting: deque[_Batch]) -> None:
+        try:
+            self._send_once(waiting)
+        except _HostDiedError as death:
+            self._outlive(death, waiting)  # whoever waits for the first of them sends them again
+
+    def _send_once(self, waiting: deque[_Batch]) -> None:
+        for batch in waiting:
+            if batch.pixels and not batch.is_sent:
+                self._channel(batch).send(batch.pixels)
+                batch.is_sent = True
+
+    def _channel(self, batch: _Batch) -> _Channel:
+        """Return the channel of a batch; those in flight have one each."""
+        index = batch.number % IN_FLIGHT
+        if index not in self._channels:
+            try:
+                channel = _Channel.open(self._spec, self._home, self._task)
+            except HostUnavailableError as error:  # there was one before
+                raise self._second_death(error) from None
+            if channel.ready["fingerprint"] != self.fingerprint:
+                channel.connection.close()
+                raise WeightsError(
+                    f"the model host was started again, and its {self._spec.model.card.name} now has the "
+                    f"fingerprint {channel.ready['fingerprint']}, before: {self.fingerprint}. Do not change "
+                    "weights while a job runs"
+                )
+            self._channels[index] = channel
+        return self._channels[index]
+
+    def _first_channel(self) -> _Channel:
+        with contextlib.suppress(_HostDiedError):
+            self._channels[0] = _Channel.open(self._spec, self._home, self._task)
+            return self._channels[0]
+        self._has_seen_death = True
+        try:
+            self._channels[0] = _Channel.open(self._spec, self._home, self._task)
+        except _HostDiedError as death:
+            raise self._second_death(death) from None
+        return self._channels[0]
+
+    def _outlive(self, death: Exception, waiting: deque[_Batch]) -> None:
+        """Go on after the host's death, once."""
+        self.close()
+        if self._has_seen_death:
+            raise self._second_death(death) from None
+        self._has_seen_death = True
+        for batch in waiting:
+            batch.is_sent = False
+
+    def _second_death(self, death: Exception) -> DeviceError:
+        last_words = self._home.last_words() or (
+            "none: it was killed from outside. If the kernel did that for want of memory, raise "
+            "spark.executor.memoryOverhead"
+        )
+        return DeviceError(
+            f"the model host on {self._spec.model.device} died twice in this task ({death}). Its last words: "
+            f"{last_words}"
+        )

@@ -1,0 +1,120 @@
+"""The model host's side of one connection: greet, wait for the model, then pixels in and scores out."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import socket
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from nsfw_spark.errors import NsfwSparkError
+from nsfw_spark.host import frames
+from nsfw_spark.host.batcher import Batcher
+from nsfw_spark.host.frames import FrameError, Kind
+from nsfw_spark.host.spec import HostSpec
+
+T = TypeVar("T")
+MAX_PART: Final = 64
+"""Images that a task sends at once. Two of them from each of four tasks make two batches of 256 on a GPU;
+more would be memory that waits, less is overhead."""
+_HELLO_SECONDS: Final = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A connection of a task to this host."""
+
+    socket: socket.socket
+    key: str
+    """That the task must know."""
+    pid: int
+    """Of this host."""
+    spec: HostSpec
+    batcher: Batcher
+
+    def serve(self) -> None:
+        """Answer until the task hangs up."""
+        try:
+            task = self._greet()
+            if task is not None:
+                self._serve(task)
+        except (OSError, FrameError) as error:  # the task died, or is none of ours
+            _log.debug("a connection ended: %s", error)
+        finally:
+            self.socket.close()
+
+    def _greet(self) -> str | None:
+        """Return who connects; None for somebody who does not know the key."""
+        self.socket.settimeout(_HELLO_SECONDS)
+        header = frames.receive_header(self.socket)
+        if header is None or header[0] != Kind.HELLO:
+            return None
+        hello = frames.read_json(frames.receive_payload(self.socket, header[1], frames.MAX_JSON))
+        has_key = hmac.compare_digest(str(hello.get("key")).encode(), self.key.encode())
+        if not has_key or hello.get("version") != frames.VERSION:
+            _log.warning("a connection was refused: another key, or another version of nsfw-spark")
+            return None
+        self.socket.settimeout(None)
+        frames.send_json(self.socket, Kind.WELCOME, pid=self.pid)
+        return str(hello.get("task"))
+
+    def _serve(self, task: str) -> None:
+        try:
+            model = self._wait(self.batcher.loaded)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the task must hear of it
+            frames.send_error(self.socket, error)
+            return
+        part_size = min(model.batch_size, MAX_PART)
+        frames.send_json(
+            self.socket,
+            Kind.READY,
+            fingerprint=model.fingerprint,
+            device=model.device,
+            batch_size=part_size,
+        )
+        size = self.spec.model.card.preprocessing.size
+        buffer = model.buffer((part_size, size, size, 3))
+        num_images = 0
+        self.batcher.count_connection(1)
+        try:
+            while (header := frames.receive_header(self.socket)) is not None:
+                num_images += self._answer(*header, buffer)
+        finally:
+            self.batcher.count_connection(-1)
+            _log.debug("%s: %d images on %s", task, num_images, self.spec.model.device)
+
+    def _answer(self, kind: Kind, length: int, buffer: npt.NDArray[np.uint8]) -> int:
+        """Receive one part, and send its scores; return how many images it had."""
+        num_images, rest = divmod(length, int(buffer[0].nbytes))
+        if kind != Kind.PIXELS or rest or not 1 <= num_images <= len(buffer):
+            raise FrameError(
+                f"expected 1 to {len(buffer)} images of {buffer[0].nbytes} bytes, got {kind.name} of {length}"
+            )
+        pixels = buffer[:num_images]
+        frames.receive_into(self.socket, pixels.data.cast("B"))
+        try:
+            predictions = self._wait(self.batcher.submit(pixels))
+        except NsfwSparkError as error:
+            frames.send_error(self.socket, error)
+        else:
+            frames.send_scores(self.socket, predictions)
+        return num_images
+
+    def _wait(self, future: Future[T]) -> T:
+        """Wait, and meanwhile show that this host is alive, unless the model is stuck."""
+        beat_seconds = min(1.0, self.spec.timeout_seconds / 4)
+        while not wait([future], timeout=beat_seconds).done:
+            if self.batcher.busy_seconds() < self.spec.timeout_seconds:
+                try:
+                    frames.send(self.socket, Kind.BEAT)
+                except OSError:
+                    future.cancel()  # nobody waits for it any more
+                    raise
+        return future.result()

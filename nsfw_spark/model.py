@@ -1,0 +1,227 @@
+"""The model: encoder and head of one card on one device. Pixels in, predictions out.
+
+Two things implement `Predictor`: `Model`, in this process, and `nsfw_spark.host.HostedModel`, which asks the
+process that holds the model of a GPU. The scorer that feeds them does not know which it has.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from nsfw_spark.encoders import Encoder, OutOfMemoryError, load_encoder
+from nsfw_spark.heads import Head, load_head
+from nsfw_spark.model_card import ModelCard
+from nsfw_spark.weights import fingerprint, locate_weights
+
+_CPU_BATCH_SIZE: Final = 16  # more images at once no longer fit a CPU's caches
+_GPU_BATCH_SIZES: Final = (32, 64, 128, 256, 512)
+_WORTH: Final = 1.03  # a larger batch costs memory and waiting: it must be this much faster
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that it takes to load the same model elsewhere: small, picklable, comparable."""
+
+    card: ModelCard
+    model_dir: Path | None = None
+    device: str = "auto"
+    """`cpu`; `cuda` or `cuda:N`; `auto` or `auto:N`: that GPU if there is any, else the CPU."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Images in one forward pass."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the model says of N images, and what that cost."""
+
+    nsfw_scores: npt.NDArray[np.float32]
+    """float32, shape (N,), in [0, 1], 1 = NSFW; NaN or beyond where the model gave no score."""
+    class_scores: npt.NDArray[np.float32] | None = None
+    """float32, shape (N, C), one column a class of the card; None where the model has no classes."""
+    embeddings: npt.NDArray[np.float32] | None = None
+    """float32, shape (N, D), each of L2 norm 1; None where the model has none."""
+    encode_seconds: float = 0.0
+    """Of the device, for these images."""
+    batch_slots: float = 0.0
+    """Images that would have fitted into the forward passes of these N; N where the batches were full."""
+    wait_seconds: float = 0.0
+    """For which whoever wanted them had to wait."""
+
+    def __len__(self) -> int:
+        return len(self.nsfw_scores)
+
+    def rows(self, start: int, stop: int) -> Predictions:
+        """Return those of some of the images, with their share of the cost."""
+        share = (stop - start) / len(self)
+        return Predictions(
+            self.nsfw_scores[start:stop],
+            None if self.class_scores is None else self.class_scores[start:stop],
+            None if self.embeddings is None else self.embeddings[start:stop],
+            self.encode_seconds * share,
+            self.batch_slots * share,
+            self.wait_seconds * share,
+        )
+
+
+class Predictor(Protocol):
+    """Gives predictions for pixels."""
+
+    fingerprint: str
+    """Hash of the model's weights, preprocessing and precision."""
+    device: str
+    """`cpu` or `cuda:N`."""
+    batch_size: int
+    """Images that it wants at once."""
+
+    def predict_each(self, batches: Iterable[Sequence[npt.NDArray[np.uint8]]]) -> Iterator[Predictions]:
+        """Predict batch after batch.
+
+        Args:
+            batches: Each at most `batch_size` images, uint8, shape (S, S, 3), RGB; it may be empty. A few
+                are taken in advance.
+
+        Yields:
+            For each batch, in order, as many predictions as it has images.
+        """
+
+
+class Model:
+    """Encoder and head of one card, loaded on one device.
+
+    Attributes:
+        device: `cpu` or `cuda:N`.
+        fingerprint: Hash of weights, preprocessing and precision.
+        batch_size: Images in one forward pass, at most. A batch that does not fit into the device's memory
+            halves it, for good.
+    """
+
+    def __init__(self, encoder: Encoder, head: Head, fingerprint: str, batch_size: int) -> None:
+        self.device, self.fingerprint, self.batch_size = encoder.device, fingerprint, batch_size
+        self._encoder, self._head = encoder, head
+        self.buffer = encoder.buffer
+
+    def predict(self, pixels: npt.NDArray[np.uint8]) -> Predictions:
+        """Predict for uint8 pixels of shape (N, S, S, 3), RGB, and wait for it."""
+        started = time.perf_counter()
+        predictions = self.start([pixels])()
+        return replace(predictions, encode_seconds=time.perf_counter() - started)
+
+    def predict_each(self, batches: Iterable[Sequence[npt.NDArray[np.uint8]]]) -> Iterator[Predictions]:
+        """Predict batch after batch: see `Predictor.predict_each`."""
+        for batch in batches:
+            if not batch:
+                yield Predictions(np.empty(0, np.float32))
+                continue
+            predictions = self.predict(np.stack(batch))
+            yield replace(predictions, wait_seconds=predictions.encode_seconds)
+
+    def start(self, parts: Sequence[npt.NDArray[np.uint8]]) -> Callable[[], Predictions]:
+        """Begin to predict; on a GPU this returns before the batch is done.
+
+        Args:
+            parts: As in `Encoder.start`; together they are one batch, which may be larger than `batch_size`.
+
+        Returns:
+            A function that waits for the predictions and returns them.
+
+        Raises:
+            OutOfMemoryError: Not even one image fits.
+        """
+        num_images = sum(len(part) for part in parts)
+        if num_images > self.batch_size:
+            return self._in_pieces(parts)
+        try:
+            finish = self._encoder.start(parts)
+        except OutOfMemoryError as error:
+            if num_images == 1:
+                raise
+            self.batch_size = num_images // 2
+            _log.warning("%s; from now on %d at once", error, self.batch_size)
+            return self._in_pieces(parts)
+        slots = float(self.batch_size)
+
+        def predictions() -> Predictions:
+            encoded = finish()
+            scored = self._head.score(encoded)
+            return Predictions(scored.nsfw_scores, scored.class_scores, encoded.embeddings, batch_slots=slots)
+
+        return predictions
+
+    def _in_pieces(self, parts: Sequence[npt.NDArray[np.uint8]]) -> Callable[[], Predictions]:
+        """Predict a batch that is too large, piece by piece."""
+        pixels, done, at = np.concatenate(parts), [], 0
+        while at < len(pixels):
+            done.append(self.start([pixels[at : at + self.batch_size]])())
+            at += len(done[-1])
+        whole = _concatenated(done)
+        return lambda: whole
+
+
+def load_model(spec: ModelSpec) -> Model:
+    """Load a model into this process.
+
+    Raises:
+        ConfigError: Its library is not installed, or does not know the architecture.
+        WeightsError: Weights absent, or not the ones that the card pins.
+        DeviceError: No usable GPU, or the model does not fit into it.
+    """
+    files = locate_weights(spec.card, spec.model_dir, download=True)
+    encoder = load_encoder(spec.card, files["encoder"], spec.device)
+    head = load_head(spec.card, files.get("head"))
+    model = Model(encoder, head, fingerprint(spec.card, files), _CPU_BATCH_SIZE)
+    if spec.batch_size != "auto":
+        model.batch_size = spec.batch_size
+    elif model.device != "cpu":
+        model.batch_size = fastest_batch_size(model, spec.card.preprocessing.size)
+    return model
+
+
+def fastest_batch_size(
+    model: Model,
+    size: int,
+    sizes: Sequence[int] = _GPU_BATCH_SIZES,
+    clock: Callable[[], float] = time.perf_counter,
+) -> int:
+    """Try batch sizes, small to large, and return the last that was worth it.
+
+    Args:
+        model: Its own `batch_size` is left at a size that fits.
+        size: S, pixels.
+        sizes: To try.
+        clock: Seconds.
+    """
+    best, best_rate = sizes[0], 0.0
+    for num_images in sizes:
+        pixels = model.buffer((num_images, size, size, 3))
+        pixels[:] = 128
+        model.batch_size = num_images
+        model.predict(pixels)  # the first of a size pays for choosing kernels
+        started = clock()
+        model.predict(pixels)
+        rate = num_images / (clock() - started)
+        if model.batch_size < num_images:  # it did not fit
+            return min(best, model.batch_size)
+        if rate < best_rate * _WORTH:
+            break
+        best, best_rate = num_images, rate
+    return best
+
+
+def _concatenated(pieces: Sequence[Predictions]) -> Predictions:
+    def column(name: str) -> npt.NDArray[np.float32] | None:
+        values = [getattr(piece, name) for piece in pieces]
+        return None if values[0] is None else np.concatenate(values)
+
+    scores = np.concatenate([piece.nsfw_scores for piece in pieces])
+    slots = sum(piece.batch_slots for piece in pieces)
+    return Predictions(scores, column("class_scores"), column("embeddings"), batch_slots=slots)

@@ -1,0 +1,137 @@
+"""Model hosts and executors are killed while the job runs: the tables are complete and right all the same."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import deltalake
+import psutil
+import pytest
+
+import nsfw_spark
+from tests.cluster.conftest import Cluster, command, within
+from tests.conftest import jpeg
+
+CLUSTER: Final = "local-cluster[2,2,1024]"
+NUM_FILES: Final = 3_000
+NUM_DISTINCT: Final = 40
+DEADLINE_SECONDS: Final = 120
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough files for a run that can be disturbed; most are links to a few."""
+    folder = tmp_path_factory.mktemp("images")
+    for i in range(NUM_DISTINCT):
+        (folder / f"{i:05}.jpg").write_bytes(jpeg(320, 240, seed=i))
+    for i in range(NUM_DISTINCT, NUM_FILES):
+        os.link(folder / f"{i % NUM_DISTINCT:05}.jpg", folder / f"{i:05}.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(images: Path, card: Path) -> dict[str, float | None]:
+    scorer = nsfw_spark.load_scorer(card, device="cpu")
+    scores = scorer.score([(images / f"{i:05}.jpg").read_bytes() for i in range(NUM_DISTINCT)])
+    return {f"file:{images}/{i:05}.jpg": scores[i % NUM_DISTINCT].nsfw_score for i in range(NUM_FILES)}
+
+
+def disturbed(
+    cluster: Cluster, images: Path, card: Path, disturb: Callable[[Cluster], None], master: str = CLUSTER
+) -> dict[str, Any]:
+    """Run the job, disturb it, and return its result and its table."""
+    output = cluster.folder / "out"
+    # Several micro-batches: who is killed in the first is needed in the others.
+    options = {"input": images, "output": output, "model": card, "threshold": 0.002, "files_per_batch": 750}
+    process = cluster.start("job", master, **options)
+    with process:
+        try:
+            disturb(cluster)
+            said = cluster.result(process)
+        finally:
+            process.kill()
+    columns = ["image_id", "status", "nsfw_score"]
+    rows = deltalake.DeltaTable(output / "image_scores").to_pyarrow_table(columns=columns).to_pylist()
+    return {"said": said, "rows": rows}
+
+
+def check(found: dict[str, Any], expected: dict[str, float | None]) -> None:
+    """Each file has exactly one row, with the right score."""
+    assert len(found["rows"]) == len(expected)
+    assert {row["status"] for row in found["rows"]} == {"ok"}
+    scores = {row["image_id"]: row["nsfw_score"] for row in found["rows"]}
+    assert scores == pytest.approx(expected, abs=1e-6)
+    assert found["said"]["images"] == found["said"]["ok"] == len(expected)
+
+
+def serving(cluster: Cluster) -> int | None:
+    """Return a host that has served at least one task."""
+    running = {process.pid for process in cluster.running_hosts()}
+    served = (int(pid) for pid in re.findall(r"model host (\d+): task .* images on", cluster.log()))
+    return next((pid for pid in served if pid in running), None)
+
+
+def kill_a_serving_host(cluster: Cluster) -> None:
+    assert within(DEADLINE_SECONDS, lambda: serving(cluster)), cluster.log()
+    pid = serving(cluster)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+
+def kill_two_hosts_of_an_executor(cluster: Cluster) -> None:
+    """Kill a host, and the one that takes its place as soon as it is there."""
+    before = {process.pid for process in cluster.running_hosts()}
+    kill_a_serving_host(cluster)
+    before |= {process.pid for process in cluster.running_hosts()}
+    kill_the_next_host(cluster, before)
+
+
+def kill_the_next_host(cluster: Cluster, known: set[int] | None = None) -> None:
+    """Kill a host as soon as there is one: it has not loaded its model then."""
+
+    def new() -> list[psutil.Process]:
+        return [process for process in cluster.running_hosts() if process.pid not in (known or set())]
+
+    assert within(DEADLINE_SECONDS, new), cluster.log()
+    for process in new():
+        process.kill()
+
+
+def kill_an_executor(cluster: Cluster) -> None:
+    assert within(DEADLINE_SECONDS, lambda: serving(cluster)), cluster.log()
+    executors = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if any("CoarseGrainedExecutorBackend" in word for word in command(process))
+    ]
+    assert len(executors) == 2
+    executors[0].kill()
+
+
+@pytest.mark.parametrize(
+    "disturb", [kill_a_serving_host, kill_two_hosts_of_an_executor, kill_the_next_host, kill_an_executor]
+)
+def test_the_tables_are_complete_whoever_is_killed(
+    cluster: Cluster,
+    images: Path,
+    card: Path,
+    expected: dict[str, float | None],
+    disturb: Callable[[Cluster], None],
+) -> None:
+    found = disturbed(cluster, images, card, disturb)
+    check(found, expected)
+    if disturb is not kill_the_next_host:  # which had loaded nothing yet
+        assert len(cluster.loads()) > 2, "the one that was killed was not needed again"
+
+
+def test_on_one_machine_too_a_host_may_die(
+    cluster: Cluster, images: Path, card: Path, expected: dict[str, float | None]
+) -> None:
+    found = disturbed(cluster, images, card, kill_a_serving_host, master="local[2,4]")
+    check(found, expected)
+    assert len(cluster.loads()) == 2

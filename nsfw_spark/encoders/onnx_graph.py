@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from nsfw_spark.encoders.encoder import (
 from nsfw_spark.errors import ConfigError, DeviceError
 from nsfw_spark.model_card import EncoderCard, ModelCard
 from nsfw_spark.weights import WeightsFile
+
+# onnxruntime has no class of its own for it: what its arena says, what CUDA says.
+_OUT_OF_MEMORY: Final = ("Failed to allocate memory", "out of memory", "bad_alloc")
 
 
 class OnnxEncoder(Encoder):
@@ -50,8 +53,8 @@ class OnnxEncoder(Encoder):
         batch = normalise(joined(parts), self._preprocessing)
         try:
             probabilities, *features = self._session.run(wanted, {self._input: batch})
-        except RuntimeError as error:  # onnxruntime has no class of its own for it
-            if "allocate memory" not in str(error):
+        except Exception as error:
+            if not any(words in str(error) for words in _OUT_OF_MEMORY):
                 raise
             raise OutOfMemoryError(
                 f"a batch of {len(batch)} images does not fit into {self.device}"

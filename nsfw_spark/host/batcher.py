@@ -134,11 +134,19 @@ class Batcher:
         self._num_running += len(parts)
         try:
             return _Running(parts, model.start([part.pixels for part in parts]), started)
-        except NsfwSparkError as error:  # not even one image fits
+        except NsfwSparkError as error:  # not even one image fits, or not this one
             self._settle(parts)
-            for part in parts:
-                part.done.set_exception(error)
+            if len(parts) == 1:
+                parts[0].done.set_exception(error)
+            else:
+                self._run_apart(model, parts)
             return None
+
+    def _run_apart(self, model: Model, parts: list[_Part]) -> None:
+        """Compute parts one by one: what is wrong with one of them is not the others' error."""
+        for part in parts:
+            if (running := self._start(model, [part])) is not None:
+                self._finish(running)
 
     def _finish(self, running: _Running) -> None:
         predictions = running.finish()

@@ -36,13 +36,6 @@ class _HostDiedError(Exception):
 
 
 @dataclass
-class _Batch:
-    pixels: Sequence[npt.NDArray[np.uint8]]
-    number: int
-    is_sent: bool = False
-
-
-@dataclass
 class _Channel:
     """One connection to the host: one batch at a time."""
 
@@ -99,6 +92,19 @@ class _Channel:
             raise _HostDiedError(str(error)) from error
 
 
+@dataclass
+class _Batch:
+    pixels: Sequence[npt.NDArray[np.uint8]]
+    channel: _Channel | None = None
+    """On which it was sent."""
+
+    def withdraw(self) -> None:
+        """Hang up on the channel that would bring its predictions."""
+        if self.channel is not None:
+            self.channel.connection.close()
+            self.channel = None
+
+
 class HostedModel:
     """The model of a host, for one task: a context manager, whose end hangs up.
 
@@ -124,11 +130,11 @@ class HostedModel:
         except OSError as error:
             raise HostUnavailableError(str(error)) from error
         self._spec, self._task = spec, task
-        self._channels: dict[int, _Channel] = {}
         self._has_seen_death = False
-        ready = self._first_channel().ready
-        self.fingerprint, self.device = str(ready["fingerprint"]), str(ready["device"])
-        self.batch_size = int(ready["batch_size"])
+        first = self._first_channel()
+        self._free = [first]  # channels on which nothing is on its way
+        self.fingerprint, self.device = str(first.ready["fingerprint"]), str(first.ready["device"])
+        self.batch_size = int(first.ready["batch_size"])
 
     def __enter__(self) -> Self:
         return self
@@ -140,9 +146,8 @@ class HostedModel:
 
     def close(self) -> None:
         """Hang up."""
-        for channel in self._channels.values():
-            channel.connection.close()
-        self._channels.clear()
+        while self._free:
+            self._free.pop().connection.close()
 
     def predict_each(self, batches: Iterable[Sequence[npt.NDArray[np.uint8]]]) -> Iterator[Predictions]:
         """Predict batch after batch: see `Predictor.predict_each`.
@@ -151,13 +156,17 @@ class HostedModel:
             DeviceError: The host died for the second time in this task.
         """
         waiting: deque[_Batch] = deque()
-        for number, pixels in enumerate(batches):
-            if len(waiting) == IN_FLIGHT:
+        try:
+            for pixels in batches:
+                if len(waiting) == IN_FLIGHT:
+                    yield self._predictions_of_first(waiting)
+                waiting.append(_Batch(pixels))
+                self._send(waiting)
+            while waiting:
                 yield self._predictions_of_first(waiting)
-            waiting.append(_Batch(pixels, number))
-            self._send(waiting)
-        while waiting:
-            yield self._predictions_of_first(waiting)
+        finally:
+            for batch in waiting:  # of a stream that was left, or broke
+                batch.withdraw()
 
     def _predictions_of_first(self, waiting: deque[_Batch]) -> Predictions:
         """Wait for the predictions of the oldest batch, and take it off the queue."""
@@ -165,66 +174,64 @@ class HostedModel:
         if not first.pixels:
             waiting.popleft()
             return Predictions(np.empty(0, np.float32))
-        while True:
-            try:
-                self._send_once(waiting)
-                payload = self._channel(first).receive(Kind.SCORES, _MAX_SCORES)
-                predictions = frames.read_scores(payload, len(first.pixels))
-                break
-            except (_HostDiedError, FrameError) as death:
-                self._outlive(death, waiting)
+        while first.channel is None or (predictions := self._receive(first, waiting)) is None:
+            self._send(waiting)
+        self._free.append(first.channel)
         waiting.popleft()
         return replace(predictions, wait_seconds=time.perf_counter() - started)
 
-    def _send(self, waiting: deque[_Batch]) -> None:
+    def _receive(self, batch: _Batch, waiting: deque[_Batch]) -> Predictions | None:
+        """Wait for the predictions of a batch; None where the host died instead."""
+        assert batch.channel is not None  # noqa: S101 - the caller looked
         try:
-            self._send_once(waiting)
+            payload = batch.channel.receive(Kind.SCORES, _MAX_SCORES)
+            return frames.read_scores(payload, len(batch.pixels))
+        except (_HostDiedError, FrameError) as death:
+            self._outlive(death, waiting)
+            return None
+
+    def _send(self, waiting: deque[_Batch]) -> None:
+        """Send what is not on its way; what a dying host did not take stays, to be sent again."""
+        try:
+            for batch in waiting:
+                if batch.pixels and batch.channel is None:
+                    batch.channel = self._free.pop() if self._free else self._open_channel()
+                    batch.channel.send(batch.pixels)
         except _HostDiedError as death:
-            self._outlive(death, waiting)  # whoever waits for the first of them sends them again
+            self._outlive(death, waiting)
 
-    def _send_once(self, waiting: deque[_Batch]) -> None:
-        for batch in waiting:
-            if batch.pixels and not batch.is_sent:
-                self._channel(batch).send(batch.pixels)
-                batch.is_sent = True
-
-    def _channel(self, batch: _Batch) -> _Channel:
-        """Return the channel of a batch; those in flight have one each."""
-        index = batch.number % IN_FLIGHT
-        if index not in self._channels:
-            try:
-                channel = _Channel.open(self._spec, self._home, self._task)
-            except HostUnavailableError as error:  # there was one before
-                raise self._second_death(error) from None
-            if channel.ready["fingerprint"] != self.fingerprint:
-                channel.connection.close()
-                raise WeightsError(
-                    f"the model host was started again, and its {self._spec.model.card.name} now has the "
-                    f"fingerprint {channel.ready['fingerprint']}, before: {self.fingerprint}. Do not change "
-                    "weights while a job runs"
-                )
-            self._channels[index] = channel
-        return self._channels[index]
+    def _open_channel(self) -> _Channel:
+        """Connect once more: to the same host, or to the next one."""
+        try:
+            channel = _Channel.open(self._spec, self._home, self._task)
+        except HostUnavailableError as error:  # there was one before
+            raise self._second_death(error) from None
+        if channel.ready["fingerprint"] != self.fingerprint:
+            channel.connection.close()
+            raise WeightsError(
+                f"the model host was started again, and its {self._spec.model.card.name} now has the "
+                f"fingerprint {channel.ready['fingerprint']}, before: {self.fingerprint}. Do not change "
+                "weights while a job runs"
+            )
+        return channel
 
     def _first_channel(self) -> _Channel:
         with contextlib.suppress(_HostDiedError):
-            self._channels[0] = _Channel.open(self._spec, self._home, self._task)
-            return self._channels[0]
+            return _Channel.open(self._spec, self._home, self._task)
         self._has_seen_death = True
         try:
-            self._channels[0] = _Channel.open(self._spec, self._home, self._task)
+            return _Channel.open(self._spec, self._home, self._task)
         except _HostDiedError as death:
             raise self._second_death(death) from None
-        return self._channels[0]
 
     def _outlive(self, death: Exception, waiting: deque[_Batch]) -> None:
         """Go on after the host's death, once."""
         self.close()
+        for batch in waiting:
+            batch.withdraw()
         if self._has_seen_death:
             raise self._second_death(death) from None
         self._has_seen_death = True
-        for batch in waiting:
-            batch.is_sent = False
 
     def _second_death(self, death: Exception) -> DeviceError:
         last_words = self._home.last_words() or (

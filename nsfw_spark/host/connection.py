@@ -57,13 +57,14 @@ class Connection:
         if header is None or header[0] != Kind.HELLO:
             return None
         hello = frames.read_json(frames.receive_payload(self.socket, header[1], frames.MAX_JSON))
-        has_key = hmac.compare_digest(str(hello.get("key")).encode(), self.key.encode())
+        said = str(hello.get("key")).encode(errors="replace")
+        has_key = hmac.compare_digest(said, self.key.encode())
         if not has_key or hello.get("version") != frames.VERSION:
             _log.warning("a connection was refused: another key, or another version of nsfw-spark")
             return None
         self.socket.settimeout(None)
         frames.send_json(self.socket, Kind.WELCOME, pid=self.pid)
-        return str(hello.get("task"))
+        return ascii(hello.get("task"))[:100]
 
     def _serve(self, task: str) -> None:
         try:
@@ -99,10 +100,14 @@ class Connection:
             )
         pixels = buffer[:num_images]
         frames.receive_into(self.socket, pixels.data.cast("B"))
+        submitted = self.batcher.submit(pixels)
         try:
-            predictions = self._wait(self.batcher.submit(pixels))
+            predictions = self._wait(submitted)
         except NsfwSparkError as error:
             frames.send_error(self.socket, error)
+        except OSError:
+            submitted.cancel()  # nobody waits for it any more
+            raise
         else:
             frames.send_scores(self.socket, predictions)
         return num_images
@@ -112,9 +117,5 @@ class Connection:
         beat_seconds = min(1.0, self.spec.timeout_seconds / 4)
         while not wait([future], timeout=beat_seconds).done:
             if self.batcher.busy_seconds() < self.spec.timeout_seconds:
-                try:
-                    frames.send(self.socket, Kind.BEAT)
-                except OSError:
-                    future.cancel()  # nobody waits for it any more
-                    raise
+                frames.send(self.socket, Kind.BEAT)
         return future.result()

@@ -92,11 +92,13 @@ def send_scores(connection: socket.socket, predictions: Predictions) -> None:
 
 
 def send_error(connection: socket.socket, error: BaseException) -> None:
-    """Send an error: one of this project's as it is, another as a `NsfwSparkError` that names it."""
-    name, message = type(error).__name__, str(error)
-    if not _is_ours(name):
-        name, message = "NsfwSparkError", f"unexpected {name} in the model host: {message}"
-    send_json(connection, Kind.ERROR, error=name, message=message[: MAX_JSON // 8])
+    """Send an error: one of this project's as what `errors` calls it, another as a `NsfwSparkError`."""
+    ours = next((kind.__name__ for kind in type(error).__mro__ if _is_ours(kind)), None)
+    message = str(error)
+    if ours is None or isinstance(error, errors.ImageError):  # an image is decoded by its task
+        ours, message = "NsfwSparkError", f"unexpected {type(error).__name__} in the model host: {message}"
+    # JSON needs up to 12 bytes for a character.
+    send_json(connection, Kind.ERROR, error=ours, message=message[: MAX_JSON // 16])
 
 
 def receive_header(connection: socket.socket) -> tuple[Kind, int] | None:
@@ -185,14 +187,16 @@ def read_scores(payload: bytes, num_images: int) -> Predictions:
 def read_error(payload: bytes) -> NsfwSparkError:
     """Return the error that a payload of ERROR names."""
     content = read_json(payload)
-    name = str(content.get("error"))
-    kind = getattr(errors, name) if _is_ours(name) else NsfwSparkError
-    return cast("NsfwSparkError", kind(str(content.get("message"))))
+    message, kind = str(content.get("message")), getattr(errors, str(content.get("error")), None)
+    if kind is None or not _is_ours(kind) or kind is errors.ImageError:
+        return NsfwSparkError(message)
+    return cast("NsfwSparkError", kind(message))
 
 
-def _is_ours(name: str) -> bool:
-    kind = getattr(errors, name, None)
-    return isinstance(kind, type) and issubclass(kind, NsfwSparkError) and kind is not errors.ImageError
+def _is_ours(kind: Any) -> bool:  # noqa: ANN401 - anything that has a name in `errors`
+    """Whether this is one of the classes of `errors`, and not another of the same name."""
+    is_error = isinstance(kind, type) and issubclass(kind, NsfwSparkError)
+    return is_error and getattr(errors, kind.__name__, None) is kind
 
 
 def _table(numbers: npt.NDArray[np.float32], rows: int, columns: int) -> npt.NDArray[np.float32] | None:

@@ -39,7 +39,7 @@ class Home:
             OSError: No temporary directory can be used.
         """
         said = []
-        for base in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp")):  # noqa: S108 - checked below
+        for base in _bases():
             for i in range(_TRIES):
                 suffix = f"-{i}" if i else ""  # where someone else took the name
                 home = cls(Path(base) / f"{_PREFIX}-{os.getuid()}-{identity}{suffix}")
@@ -59,6 +59,10 @@ class Home:
         """Make the directory; return whether it is there, and is this user's alone."""
         with contextlib.suppress(FileExistsError):
             self.path.mkdir(mode=0o700)
+        return self.is_ours()
+
+    def is_ours(self) -> bool:
+        """Whether the directory is this user's alone."""
         found = self.path.lstat()
         return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
 
@@ -81,18 +85,24 @@ class Home:
         return self.path / "lock"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, *, make: bool = True) -> Iterator[None]:
         """Hold the lock: only who has it may start a host, greet one, or clear the home away.
 
+        Args:
+            make: Make the home again if it was cleared away.
+
         Raises:
+            FileNotFoundError: It was cleared away, and is not to be made.
             OSError: The directory is no longer this user's alone, or cannot be written.
         """
         while True:
-            if not self.make():
+            if make and not self.make():
                 raise PermissionError(f"{self.path} is not a directory of this user alone")
             try:
                 lock = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:  # a host has just cleared it away
+                if not make:
+                    raise
                 continue
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self._is_lock(lock):
@@ -113,10 +123,11 @@ class Home:
     def read_host(self) -> dict[str, Any] | None:
         """Return what `write_host` wrote; None where there is no host."""
         try:
-            content: dict[str, Any] = json.loads(self._host.read_text())
+            content = json.loads(self._host.read_text())
         except (OSError, ValueError):
             return None
-        return content
+        is_host = isinstance(content, dict) and content.keys() >= {"pid", "started", "key", "owner"}
+        return content if is_host else None
 
     def forget_host(self) -> None:
         """Remove what a dead host left, but for its log."""
@@ -142,9 +153,14 @@ class Home:
             return False
 
 
-def abandoned_homes() -> Iterator[tuple[Home, dict[str, Any]]]:
-    """Yield homes of this user, here, with what they say of their host."""
-    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}-{os.getuid()}-*"):
-        home = Home(path)
-        if (host := home.read_host()) is not None:
-            yield home, host
+def homes() -> Iterator[Home]:
+    """Yield all homes of this user on this machine."""
+    for base in _bases():
+        for path in Path(base).glob(f"{_PREFIX}-{os.getuid()}-*"):
+            home = Home(path)
+            if home.is_ours():
+                yield home
+
+
+def _bases() -> list[str]:
+    return list(dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp")))  # noqa: S108 - owner and mode are checked

@@ -49,14 +49,18 @@ def connect(spec: HostSpec, home: Home, task: str) -> tuple[socket.socket, int]:
     """
     try:
         with home.locked():
-            for _ in range(_STARTS):
+            try:
+                for _ in range(_STARTS):
+                    if (greeted := _greet(spec, home, task)) is not None:
+                        return greeted
+                    home.forget_host()
+                    _start(spec, home)
                 if (greeted := _greet(spec, home, task)) is not None:
                     return greeted
-                home.forget_host()
-                _start(spec, home)
-            if (greeted := _greet(spec, home, task)) is not None:
-                return greeted
-            last_words = home.last_words() or "none"
+                last_words = home.last_words() or "none"
+            except OSError:
+                home.remove()
+                raise
             home.remove()
     except OSError as error:
         raise HostUnavailableError(f"{type(error).__name__}: {error}") from error

@@ -6,6 +6,7 @@ when its home is gone or another host lives there, when the model cannot be load
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -20,7 +21,7 @@ import psutil
 
 from nsfw_spark.host.batcher import Batcher
 from nsfw_spark.host.connection import Connection
-from nsfw_spark.host.home import Home, abandoned_homes
+from nsfw_spark.host.home import Home, homes
 from nsfw_spark.host.lifecycle import LISTENING
 from nsfw_spark.host.spec import HostSpec, Owner, is_running
 from nsfw_spark.model import Model, load_model
@@ -110,7 +111,7 @@ class HostProcess:
             if self._is_told_to_end or not self._spec.owner.is_alive():
                 return self._clear_home()
             if self._is_idle():
-                with self._home.locked():  # in which no task can be greeting this host
+                with self._home.locked():  # no task can be greeting this host meanwhile
                     if self._is_idle():
                         return self._home.remove()
 
@@ -120,7 +121,7 @@ class HostProcess:
         return time.monotonic() - self._last_task > self._spec.idle_seconds
 
     def _clear_home(self) -> None:
-        with self._home.locked():
+        with contextlib.suppress(FileNotFoundError), self._home.locked(make=False):
             if self._is_at_home():
                 self._home.remove()
 
@@ -152,11 +153,18 @@ def log_to(executor_log: int) -> None:
 
 def _clear_abandoned_homes() -> None:
     """Remove what killed hosts of ended executors left on this machine."""
-    for home, _ in abandoned_homes():
-        with home.locked():
-            host = home.read_host()
-            if host is None:
-                continue
-            owner = Owner("", *host["owner"])
-            if not is_running(host["pid"], host["started"]) and owner.pid and not owner.is_alive():
-                home.remove()
+    for home in homes():
+        # Somebody else may do it first, or may have written nonsense there.
+        with contextlib.suppress(OSError, TypeError, ValueError, OverflowError):
+            if _is_abandoned(home):
+                with home.locked(make=False):
+                    if _is_abandoned(home):
+                        home.remove()
+
+
+def _is_abandoned(home: Home) -> bool:
+    host = home.read_host()
+    if host is None or is_running(host["pid"], host["started"]):
+        return False
+    owner = Owner("", *host["owner"])
+    return owner.pid is not None and not owner.is_alive()

@@ -124,9 +124,7 @@ def test_visible_devices_are_given_as_they_are_listed(
 
 
 @pytest.mark.parametrize("visible", ["1", "0,1", "1,0"])
-def test_a_task_finds_each_index_at_its_place_among_the_visible_devices(
-    tmp_path: Path, visible: str
-) -> None:
+def test_a_task_finds_each_index_at_its_place_among_the_visible_devices(tmp_path: Path, visible: str) -> None:
     pytest.importorskip("pyspark")
     from nsfw_spark.spark.gpu import device_index
 

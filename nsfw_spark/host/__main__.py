@@ -1,4 +1,7 @@
-"""Runs a model host: `python -m nsfw_spark.host HOME EXECUTOR_LOG`, the spec as JSON on standard input."""
+"""Runs a model host: `python -m nsfw_spark.host HOME LOCK EXECUTOR_LOG`, the spec as JSON on standard input.
+
+LOCK and EXECUTOR_LOG are open files, by number: see `lifecycle`.
+"""
 
 from __future__ import annotations
 
@@ -13,5 +16,6 @@ from nsfw_spark.host.spec import HostSpec
 
 if __name__ == "__main__":
     faulthandler.enable()  # where a library crashes, the log says in which call
-    log_to(int(sys.argv[2]))
-    HostProcess(Home(Path(sys.argv[1])), HostSpec.from_json(json.load(sys.stdin))).run()
+    path, lock, executor_log = sys.argv[1:]
+    log_to(int(executor_log))
+    HostProcess(Home(Path(path)), HostSpec.from_json(json.load(sys.stdin))).run(int(lock))

@@ -86,19 +86,27 @@ class Connection:
         self.batcher.count_connection(1)
         try:
             while (header := frames.receive_header(self.socket)) is not None:
-                num_images += self._answer(*header, buffer)
+                num_received = self._num_images(*header)
+                if num_received > len(buffer):  # the task asked before a batch did not fit and was halved
+                    buffer = model.buffer((num_received, size, size, 3))
+                self._answer(buffer[:num_received])
+                num_images += num_received
         finally:
             self.batcher.count_connection(-1)
             _log.debug("%s: %d images on %s", task, num_images, self.spec.model.device)
 
-    def _answer(self, kind: Kind, length: int, buffer: npt.NDArray[np.uint8]) -> int:
-        """Receive one part, and send its scores; return how many images it had."""
-        num_images, rest = divmod(length, int(buffer[0].nbytes))
-        if kind != Kind.PIXELS or rest or not 1 <= num_images <= len(buffer):
+    def _num_images(self, kind: Kind, length: int) -> int:
+        """Return how many images a frame announces."""
+        bytes_per_image = 3 * self.spec.model.card.preprocessing.size**2
+        num_images, rest = divmod(length, bytes_per_image)
+        if kind != Kind.PIXELS or rest or not 1 <= num_images <= MAX_PART:
             raise FrameError(
-                f"expected 1 to {len(buffer)} images of {buffer[0].nbytes} bytes, got {kind.name} of {length}"
+                f"expected 1 to {MAX_PART} images of {bytes_per_image} bytes, got {kind.name} of {length}"
             )
-        pixels = buffer[:num_images]
+        return num_images
+
+    def _answer(self, pixels: npt.NDArray[np.uint8]) -> None:
+        """Receive one part, and send its scores."""
         frames.receive_into(self.socket, pixels.data.cast("B"))
         submitted = self.batcher.submit(pixels)
         try:
@@ -110,7 +118,6 @@ class Connection:
             raise
         else:
             frames.send_scores(self.socket, predictions)
-        return num_images
 
     def _wait(self, future: Future[T]) -> T:
         """Wait, and meanwhile show that this host is alive, unless the model is stuck."""

@@ -85,11 +85,14 @@ class Home:
         return self.path / "lock"
 
     @contextmanager
-    def locked(self, *, make: bool = True) -> Iterator[None]:
+    def locked(self, *, make: bool = True) -> Iterator[int]:
         """Hold the lock: only who has it may start a host, greet one, or clear the home away.
 
         Args:
             make: Make the home again if it was cleared away.
+
+        Yields:
+            The lock, an open file. A process that inherits it holds the lock too, until it closes it.
 
         Raises:
             FileNotFoundError: It was cleared away, and is not to be made.
@@ -109,7 +112,7 @@ class Home:
                 break
             os.close(lock)
         try:
-            yield
+            yield lock
         finally:
             os.close(lock)
 

@@ -48,13 +48,13 @@ def connect(spec: HostSpec, home: Home, task: str) -> tuple[socket.socket, int]:
         HostUnavailableError: None is there and none can be started.
     """
     try:
-        with home.locked():
+        with home.locked() as lock:
             try:
                 for _ in range(_STARTS):
                     if (greeted := _greet(spec, home, task)) is not None:
                         return greeted
                     home.forget_host()
-                    _start(spec, home)
+                    _start(spec, home, lock)
                 if (greeted := _greet(spec, home, task)) is not None:
                     return greeted
                 last_words = home.last_words() or "none"
@@ -97,17 +97,20 @@ def _greet(spec: HostSpec, home: Home, task: str) -> tuple[socket.socket, int] |
     return None
 
 
-def _start(spec: HostSpec, home: Home) -> None:
-    """Start a host and wait until it listens, which is before it loads its model, or until it failed to."""
+def _start(spec: HostSpec, home: Home, lock: int) -> None:
+    """Start a host and wait until it listens, which is before it loads its model, or until it failed to.
+
+    The host holds the lock until then, so that no other is started if the task that starts it dies meanwhile.
+    """
     with home.log.open("ab") as log, _executor_log() as executor_log:
         process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "nsfw_spark.host", str(home.path), str(executor_log)],
+            [sys.executable, "-m", "nsfw_spark.host", str(home.path), str(lock), str(executor_log)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             env=_environment(spec),
             cwd="/",
-            pass_fds=[executor_log] if executor_log >= 0 else [],
+            pass_fds=[lock] if executor_log < 0 else [lock, executor_log],
             start_new_session=True,  # Spark's daemon ends with a signal to its whole process group
         )
     try:

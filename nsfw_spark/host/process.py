@@ -46,8 +46,12 @@ class HostProcess:
         self._wake = threading.Event()
         self._has_failed = self._is_told_to_end = False
 
-    def run(self) -> NoReturn:
-        """Listen, say so, and serve until the end."""
+    def run(self, lock: int) -> NoReturn:
+        """Listen, say so, and serve until the end.
+
+        Args:
+            lock: The home's, which this process holds until it listens.
+        """
         self._listener.bind(str(self._home.socket))
         self._listener.listen(_BACKLOG)
         pid = os.getpid()
@@ -59,7 +63,9 @@ class HostProcess:
         signal.signal(signal.SIGTERM, self._end)
         for work in (self._compute, self._accept, _clear_abandoned_homes):
             threading.Thread(target=work, name=work.__name__, daemon=True).start()
-        os.write(1, LISTENING)
+        os.close(lock)
+        with contextlib.suppress(BrokenPipeError):  # the task that started this is dead: others will come
+            os.write(1, LISTENING)
         os.dup2(2, 1)  # what a library prints goes to the log; nobody reads the pipe any more
         self._watch()
         # Not sys.exit: threads may be stuck in a driver, and there is nothing to save.

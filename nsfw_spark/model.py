@@ -83,12 +83,12 @@ class Predictor(Protocol):
     batch_size: int
     """Images that it wants at once."""
 
-    def predict_each(self, batches: Iterable[Sequence[npt.NDArray[np.uint8]]]) -> Iterator[Predictions]:
+    def predict_each(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Predictions]:
         """Predict batch after batch.
 
         Args:
-            batches: Each at most `batch_size` images, uint8, shape (S, S, 3), RGB; it may be empty. A few
-                are taken in advance.
+            batches: Each at most `batch_size` images, uint8, shape (N, S, S, 3), RGB; N may be 0. A few are
+                taken in advance; each must not change until its predictions are there.
 
         Yields:
             For each batch, in order, as many predictions as it has images.
@@ -116,13 +116,13 @@ class Model:
         predictions = self.start([pixels])()
         return replace(predictions, encode_seconds=time.perf_counter() - started)
 
-    def predict_each(self, batches: Iterable[Sequence[npt.NDArray[np.uint8]]]) -> Iterator[Predictions]:
+    def predict_each(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Predictions]:
         """Predict batch after batch: see `Predictor.predict_each`."""
         for batch in batches:
-            if not batch:
+            if not len(batch):
                 yield Predictions(np.empty(0, np.float32))
                 continue
-            predictions = self.predict(np.stack(batch))
+            predictions = self.predict(batch)
             yield replace(predictions, wait_seconds=predictions.encode_seconds)
 
     def start(self, parts: Sequence[npt.NDArray[np.uint8]]) -> Callable[[], Predictions]:

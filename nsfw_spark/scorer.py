@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -80,6 +80,22 @@ class Stages:
         self.batch_slots += predictions.batch_slots
 
 
+@dataclass
+class _Batch:
+    """Images on their way through the model."""
+
+    buffer: npt.NDArray[np.uint8]
+    """uint8, shape (batch_size, S, S, 3), RGB."""
+    rows: list[ImageScore] = field(default_factory=list)
+    """In order; those that say `ok` wait for a score."""
+    num_ok: int = 0
+
+    @property
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """Those of the rows that say `ok`."""
+        return self.buffer[: self.num_ok]
+
+
 class Scorer:
     """A model, ready to score images. Make one with `load_scorer`.
 
@@ -112,16 +128,19 @@ class Scorer:
 
     def stream(self, contents: Iterable[bytes | None]) -> Iterator[ImageScore]:
         """Score images as they come, in memory for a few batches."""
-        waiting: deque[list[ImageScore]] = deque()  # rows of the batches that were handed to the model
+        waiting: deque[_Batch] = deque()  # that were handed to the model
+        free: list[npt.NDArray[np.uint8]] = []  # new memory for each batch would be paged in for each
 
-        def batches() -> Iterator[list[npt.NDArray[np.uint8]]]:
-            for rows, pixels in self._decoded(contents):
-                waiting.append(rows)
-                yield pixels
+        def batches() -> Iterator[npt.NDArray[np.uint8]]:
+            for batch in self._decoded(contents, free):
+                waiting.append(batch)
+                yield batch.pixels
 
         for predictions in self._predictor.predict_each(batches()):
             self.stages.count(predictions)
-            yield from self._finished(waiting.popleft(), predictions)
+            batch = waiting.popleft()
+            free.append(batch.buffer)
+            yield from self._finished(batch.rows, predictions)
 
     def take_stages(self) -> Stages:
         """Return where the time went since this was last asked."""
@@ -129,36 +148,38 @@ class Scorer:
         return stages
 
     def _decoded(
-        self, contents: Iterable[bytes | None]
-    ) -> Iterator[tuple[list[ImageScore], list[npt.NDArray[np.uint8]]]]:
-        """Yield batches: rows in order, and the pixels of those that say `ok` and wait for a score."""
-        rows: list[ImageScore] = []
-        pixels: list[npt.NDArray[np.uint8]] = []
+        self, contents: Iterable[bytes | None], free: list[npt.NDArray[np.uint8]]
+    ) -> Iterator[_Batch]:
+        """Yield batches, their pixels in memory that is free, if there is any."""
+        batch = self._empty_batch(free)
         for content in contents:
             started = time.perf_counter()
-            row, square = self._decode(content)
+            row, pixels = self._decode(content)
+            if pixels is not None:
+                batch.buffer[batch.num_ok] = pixels
+                batch.num_ok += 1
+            batch.rows.append(row)
             self.stages.decode_seconds += time.perf_counter() - started
-            rows.append(row)
-            if square is not None:
-                pixels.append(square)
             # Bad images wait too, to keep the order; a run of them must not pile up.
-            if len(pixels) == self.batch_size or len(rows) >= 8 * self.batch_size:
-                yield rows, pixels
-                rows, pixels = [], []
-        if rows:
-            yield rows, pixels
+            if batch.num_ok == self.batch_size or len(batch.rows) >= 8 * self.batch_size:
+                yield batch
+                batch = self._empty_batch(free)
+        if batch.rows:
+            yield batch
+
+    def _empty_batch(self, free: list[npt.NDArray[np.uint8]]) -> _Batch:
+        size = self.card.preprocessing.size
+        return _Batch(free.pop() if free else np.empty((self.batch_size, size, size, 3), np.uint8))
 
     def _decode(self, content: bytes | None) -> tuple[ImageScore, npt.NDArray[np.uint8] | None]:
-        row = ImageScore("ok")
+        length = digest = None
         if content is not None:
-            digest = hashlib.sha256(content).hexdigest()
-            row = replace(row, length=len(content), content_sha256=digest)
+            length, digest = len(content), hashlib.sha256(content).hexdigest()
         try:
             decoded = decode(content, self.card.preprocessing, max_pixels=self._max_pixels)
         except ImageError as error:
-            row = replace(row, status=error.status, error=error.message)
-            return _with_header(row, error.header), None
-        return _with_header(row, decoded.header), decoded.pixels
+            return _row(error.status, error.message, length, digest, error.header), None
+        return _row("ok", None, length, digest, decoded.header), decoded.pixels
 
     def _finished(self, rows: list[ImageScore], predictions: Predictions) -> Iterator[ImageScore]:
         scored = enumerate(predictions.nsfw_scores.tolist())
@@ -209,7 +230,16 @@ def load_scorer(
     return Scorer(card, load_model(ModelSpec(card, directory, device, batch_size)), max_pixels=max_pixels)
 
 
-def _with_header(row: ImageScore, header: ImageHeader | None) -> ImageScore:
-    if header is None:
-        return row
-    return replace(row, width=header.width, height=header.height, format=header.format)
+def _row(
+    status: Status, error: str | None, length: int | None, digest: str | None, header: ImageHeader | None
+) -> ImageScore:
+    width, height, format_ = (header.width, header.height, header.format) if header else (None, None, None)
+    return ImageScore(
+        status,
+        error,
+        length=length,
+        content_sha256=digest,
+        width=width,
+        height=height,
+        format=format_,
+    )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # tasks' processes import this module, and need no pytest
     import pytest
 
 T = TypeVar("T")
-Batch = list[npt.NDArray[np.uint8]]
+Batch = npt.NDArray[np.uint8]
 SMALL: Final = 28
 """Pixels: the size of images where it does not matter."""
 WAIT: Final = 30.0
@@ -153,7 +153,7 @@ def brightness_card(path: Path, *, capacity: int = 16) -> ModelCard:
 def batches_of(num_batches: int, *, size: int = SMALL, first: int = 0) -> list[Batch]:
     """Return batches of 16 images, size x size: no two images are alike."""
     return [
-        list(np.random.default_rng(first + i).integers(0, 256, (16, size, size, 3), np.uint8))
+        np.random.default_rng(first + i).integers(0, 256, (16, size, size, 3), np.uint8)
         for i in range(num_batches)
     ]
 
@@ -248,6 +248,15 @@ def host_of(spec: HostSpec) -> psutil.Process:
 def log_of(spec: HostSpec) -> str:
     """Return what the hosts of a spec have said, the dead ones included."""
     return Home.of(spec.identity).log.read_text()
+
+
+def num_connected(spec: HostSpec) -> int:
+    """Return how many tasks are connected to a spec's host."""
+    home = Home.of(spec.identity)
+    if (host := home.read_host()) is None:
+        return 0
+    sockets = psutil.Process(host["pid"]).net_connections("unix")
+    return sum(each.laddr == str(home.socket) for each in sockets) - 1  # it listens at one
 
 
 class FakeTasks:

@@ -10,7 +10,7 @@ import contextlib
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Final, Self
@@ -81,10 +81,10 @@ class _Channel:
             raise _HostDiedError(str(error)) from error
         raise _HostDiedError("it hung up")
 
-    def send(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> None:
+    def send(self, pixels: npt.NDArray[np.uint8]) -> None:
         """Send one batch."""
         try:
-            frames.send(self.connection, Kind.PIXELS, [np.ascontiguousarray(image) for image in pixels])
+            frames.send(self.connection, Kind.PIXELS, [np.ascontiguousarray(pixels)])
         except TimeoutError:
             kill(self.home, self.pid)
             raise _HostDiedError("it took no pixels and was killed") from None
@@ -94,7 +94,7 @@ class _Channel:
 
 @dataclass
 class _Batch:
-    pixels: Sequence[npt.NDArray[np.uint8]]
+    pixels: npt.NDArray[np.uint8]
     channel: _Channel | None = None
     """On which it was sent."""
 
@@ -132,7 +132,8 @@ class HostedModel:
         self._spec, self._task = spec, task
         self._has_seen_death = False
         first = self._first_channel()
-        self._free = [first]  # channels on which nothing is on its way
+        self._channels = [first]
+        self._free = [first]  # those on which nothing is on its way
         self.fingerprint, self.device = str(first.ready["fingerprint"]), str(first.ready["device"])
         self.batch_size = int(first.ready["batch_size"])
 
@@ -146,10 +147,11 @@ class HostedModel:
 
     def close(self) -> None:
         """Hang up."""
-        while self._free:
-            self._free.pop().connection.close()
+        for channel in self._channels:
+            channel.connection.close()
+        self._channels, self._free = [], []
 
-    def predict_each(self, batches: Iterable[Sequence[npt.NDArray[np.uint8]]]) -> Iterator[Predictions]:
+    def predict_each(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Predictions]:
         """Predict batch after batch: see `Predictor.predict_each`.
 
         Raises:
@@ -171,7 +173,7 @@ class HostedModel:
     def _predictions_of_first(self, waiting: deque[_Batch]) -> Predictions:
         """Wait for the predictions of the oldest batch, and take it off the queue."""
         started, first = time.perf_counter(), waiting[0]
-        if not first.pixels:
+        if not len(first.pixels):
             waiting.popleft()
             return Predictions(np.empty(0, np.float32))
         while first.channel is None or (predictions := self._receive(first, waiting)) is None:
@@ -194,7 +196,7 @@ class HostedModel:
         """Send what is not on its way; what a dying host did not take stays, to be sent again."""
         try:
             for batch in waiting:
-                if batch.pixels and batch.channel is None:
+                if len(batch.pixels) and batch.channel is None:
                     batch.channel = self._free.pop() if self._free else self._open_channel()
                     batch.channel.send(batch.pixels)
         except _HostDiedError as death:
@@ -213,6 +215,7 @@ class HostedModel:
                 f"fingerprint {channel.ready['fingerprint']}, before: {self.fingerprint}. Do not change "
                 "weights while a job runs"
             )
+        self._channels.append(channel)
         return channel
 
     def _first_channel(self) -> _Channel:

@@ -166,6 +166,7 @@ def _environment(spec: HostSpec) -> dict[str, str]:
         "OMP_NUM_THREADS": str(spec.num_threads or _num_cores()),
         # Threads that wait for work must not burn the cores that decode.
         "OMP_WAIT_POLICY": "PASSIVE",
+        "OPENBLAS_NUM_THREADS": "1",  # numpy's, of which only the head is left; it has no such policy
     }
 
 

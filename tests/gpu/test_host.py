@@ -62,7 +62,10 @@ def test_the_host_gives_the_scores_of_the_model_in_this_process() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as owner:
         spec = HostSpec(ModelSpec(CARD, device="cuda", batch_size=16), Owner.process(owner.pid))
         with HostedModel(spec) as hosted:
-            found = [each.nsfw_scores for each in hosted.predict_each([squares(16), squares(5)])]
+            found = [
+                each.nsfw_scores
+                for each in hosted.predict_each([np.stack(squares(16)), np.stack(squares(5))])
+            ]
             assert hosted.device == "cuda:0"
         owner.kill()
     model = load_model(spec.model)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -74,6 +73,7 @@ def running(encoder: GatedEncoder, num_connections: int = 1, batch_size: int = 1
     try:
         yield batcher
     finally:
+        encoder.gate.set()
         batcher.submit(greys(BROKEN))
         thread.join(WAIT)
         assert not thread.is_alive()
@@ -246,7 +246,7 @@ def test_a_model_that_hangs_gives_no_sign_of_life() -> None:
     here, there = socket.socketpair()
     with running(encoder, num_connections=0) as batcher, here:
         connection = Connection(there, "key", 0, spec, batcher)
-        serving = threading.Thread(target=connection.serve)
+        serving = threading.Thread(target=connection.serve, daemon=True)
         serving.start()
         here.settimeout(WAIT)
         frames.send_json(here, Kind.HELLO, version=frames.VERSION, key="key", task="a test")
@@ -255,7 +255,7 @@ def test_a_model_that_hangs_gives_no_sign_of_life() -> None:
         assert received(here) == Kind.BEAT, "it is busy"
         here.settimeout(2.0)
         with pytest.raises(TimeoutError):
-            deque(iter(lambda: received(here), None), maxlen=0)  # some may be on their way
+            [received(here) for _ in range(100)]  # some may be on their way
         encoder.gate.set()
         here.settimeout(WAIT)
         assert received(here) == Kind.SCORES

@@ -37,6 +37,7 @@ from tests.fakes import (
     card,
     host_of,
     log_of,
+    num_connected,
     scores_of,
     until,
 )
@@ -111,9 +112,9 @@ def test_scores_do_not_depend_on_the_batch_size(shared: FakeExecutor) -> None:
 def test_empty_batches_keep_their_place(shared: FakeExecutor) -> None:
     one, two, three = batches_of(3)
     with HostedModel(shared.spec()) as hosted:
-        parts = list(hosted.predict_each([[], one, [], [], two, three, []]))
+        parts = list(hosted.predict_each([one[:0], one, one[:0], one[:0], two, three, one[:0]]))
         assert [len(part) for part in parts] == [0, 16, 0, 0, 16, 16, 0]
-        assert scores_of(hosted, []) == scores_of(hosted, [[]]) == []
+        assert scores_of(hosted, []) == scores_of(hosted, [batches_of(1)[0][:0]]) == []
     assert all_scores(parts) == scores_here(shared.spec(), [one, two, three])
 
 
@@ -147,6 +148,16 @@ def test_two_streams_of_a_task_each_get_their_own_scores(shared: FakeExecutor) -
         first = next(stream)
         assert scores_of(hosted, others) == scores_here(shared.spec(), others)
         assert all_scores([first, *stream]) == scores_here(shared.spec(), ours)
+
+
+def test_the_end_of_a_task_hangs_up_in_the_middle_of_a_stream_too(shared: FakeExecutor) -> None:
+    spec = shared.spec(num_threads=1)
+    with HostedModel(spec) as hosted:
+        stream = hosted.predict_each(batches_of(9))
+        next(stream)
+        assert num_connected(spec) == 2
+    until(lambda: num_connected(spec) == 0, 5.0)
+    del stream
 
 
 def test_8_tasks_that_begin_at_once_share_one_host(executor: FakeExecutor) -> None:
@@ -208,9 +219,9 @@ def test_batches_that_become_smaller_do_not_lose_those_on_their_way(
     spec = executor.spec(brightness_card(tmp_path / "model.onnx", capacity=5))
     images = np.arange(64, dtype=np.uint8).repeat(8 * 8 * 3).reshape(4, 16, 8, 8, 3)
     with HostedModel(spec) as hosted:
-        scores = scores_of(hosted, [list(batch) for batch in images])
+        scores = scores_of(hosted, list(images))
         np.testing.assert_allclose(scores, np.arange(64) / 255, atol=1e-6)
-        scores = scores_of(hosted, [list(batch) for batch in images])
+        scores = scores_of(hosted, list(images))
         np.testing.assert_allclose(scores, np.arange(64) / 255, atol=1e-6)
     assert log_of(spec).count("from now on") == 2, "8, then 4 at once"
 
@@ -224,9 +235,9 @@ def test_a_part_may_be_larger_than_the_hosts_batches_are_by_now(
     with HostedModel(spec) as before:
         assert before.batch_size == 16
         with HostedModel(spec) as other:
-            scores_of(other, [list(images)])
+            scores_of(other, [images])
         np.testing.assert_allclose(
-            scores_of(before, [list(images)] * 2), np.tile(np.arange(16) / 255, 2), atol=1e-6
+            scores_of(before, [images] * 2), np.tile(np.arange(16) / 255, 2), atol=1e-6
         )
 
 

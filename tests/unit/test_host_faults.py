@@ -16,7 +16,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 import nsfw_spark
@@ -35,6 +34,7 @@ from tests.fakes import (
     card,
     host_of,
     log_of,
+    num_connected,
     scores_of,
     until,
 )
@@ -82,15 +82,6 @@ class SlowWeights:
 
 def scores_here(spec: HostSpec, num_batches: int) -> list[float]:
     return scores_of(load_model(spec.model), batches_of(num_batches))
-
-
-def num_connected(spec: HostSpec) -> int:
-    """Return how many tasks are connected to a spec's host."""
-    home = Home.of(spec.identity)
-    if (host := home.read_host()) is None:
-        return 0
-    sockets = psutil.Process(host["pid"]).net_connections("unix")
-    return sum(each.laddr == str(home.socket) for each in sockets) - 1  # it listens at one
 
 
 def waiting(executor: FakeExecutor, spec: HostSpec, num: int) -> list[Future[HostedModel]]:

@@ -160,8 +160,10 @@ def homes() -> Iterator[Home]:
     """Yield all homes of this user on this machine."""
     for base in _bases():
         for path in Path(base).glob(f"{_PREFIX}-{os.getuid()}-*"):
-            home = Home(path)
-            if home.is_ours():
+            home, is_ours = Home(path), False
+            with contextlib.suppress(FileNotFoundError):  # another host may clear it away meanwhile
+                is_ours = home.is_ours()
+            if is_ours:
                 yield home
 
 

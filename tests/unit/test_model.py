@@ -134,7 +134,7 @@ def test_costs_are_shared_by_rows() -> None:
 
 def test_empty_batches_keep_their_place() -> None:
     model, encoder = small_model(capacity=16)
-    none = greys(1, 0)
+    none = greys()
     batches = [none, greys(1, 2), none, none, greys(3), none]
     assert [values(predictions) for predictions in model.predict_each(batches)] == [
         [],

@@ -161,5 +161,5 @@ class _Power:
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
             self._process.terminate()
-            watts = re.findall(r"^[\d.]+$", self._process.communicate()[0], re.MULTILINE)
+            watts = re.findall(r"^ *([\d.]+) *$", self._process.communicate()[0], re.MULTILINE)
             self.mean_watts = statistics.mean(map(float, watts)) if watts else None

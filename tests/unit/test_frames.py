@@ -223,6 +223,12 @@ def test_counts_that_do_not_fit_are_a_frame_error(counts: tuple[int, int, int]) 
         frames.read_scores(payload, 3)
 
 
+@pytest.mark.parametrize("num_images", [0, 1, 2, 4])
+def test_scores_of_other_images_than_were_sent_are_a_frame_error(num_images: int) -> None:
+    with pytest.raises(FrameError, match=f"expected the scores of {num_images} images"):
+        frames.read_scores(VALID, num_images)
+
+
 @pytest.mark.parametrize(
     "kind", [NsfwSparkError, ConfigError, InputError, TableError, WeightsError, DeviceError]
 )

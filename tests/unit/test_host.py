@@ -93,6 +93,7 @@ def test_open_nsfw_gives_the_same_scores_of_photographs(
     here = Scorer(model, load_model(spec.model)).score(contents)
     with HostedModel(spec) as hosted:
         there = Scorer(model, hosted).score(contents)
+        assert host_of(spec).environ()["OMP_NUM_THREADS"] == "2"
     for one, other in zip(here, there, strict=True):
         assert replace(one, embedding=None) == replace(other, embedding=None)
         assert (one.embedding is None) == (other.embedding is None)
@@ -169,6 +170,7 @@ def test_8_tasks_that_begin_at_once_share_one_host(executor: FakeExecutor) -> No
     tasks.go_on()
     assert tasks.hear() == [{"scores": scores_here(executor.spec(), batches_of(4))}] * 8
     assert log_of(executor.spec()).count("loaded fake") == 1
+    assert "Traceback" not in log_of(executor.spec()), "no other was started"
 
 
 def test_a_host_outlives_the_task_that_started_it_and_serves_the_next(executor: FakeExecutor) -> None:

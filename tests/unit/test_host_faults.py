@@ -160,6 +160,7 @@ def test_tasks_that_see_the_same_death_start_one_host(executor: FakeExecutor) ->
     tasks.go_on()
     assert tasks.hear() == [{"scores": scores_here(spec, 6)}] * 5
     assert log_of(spec).count("loaded fake") == 2
+    assert "Traceback" not in log_of(spec), "no other was started"
     assert executor.hosts() == [host_of(spec)]
 
 
@@ -349,7 +350,7 @@ def test_it_ends_and_leaves_nothing(executor: FakeExecutor, end: str, is_connect
             hosted.close()
         match end:
             case "owner killed":
-                executor.end()
+                executor.process.kill()  # and nobody takes note of it: a zombie
             case "directory removed":
                 directory.rmdir()
             case "told to end":

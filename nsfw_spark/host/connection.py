@@ -64,7 +64,7 @@ class Connection:
             return None
         self.socket.settimeout(None)
         frames.send_json(self.socket, Kind.WELCOME, pid=self.pid)
-        return ascii(hello.get("task"))[:100]
+        return str(hello.get("task")).encode("ascii", "backslashreplace").decode()[:100]  # for the log
 
     def _serve(self, task: str) -> None:
         try:

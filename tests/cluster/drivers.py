@@ -121,6 +121,7 @@ def job(master: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
         "spark.databricks.delta.snapshotPartitions": "2",
         "spark.sql.shuffle.partitions": "4",
+        "spark.sql.sources.parallelPartitionDiscovery.parallelism": "4",  # of a task for each file
     }
     for key, value in settings.items():
         builder = builder.config(key, value)

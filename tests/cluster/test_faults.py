@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -103,14 +104,13 @@ def kill_the_next_host(cluster: Cluster, known: set[int] | None = None) -> None:
 
 
 def kill_an_executor(cluster: Cluster) -> None:
+    """Kill the executor of a host that has served."""
     assert within(DEADLINE_SECONDS, lambda: serving(cluster)), cluster.log()
-    executors = [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if any("CoarseGrainedExecutorBackend" in word for word in command(process))
-    ]
-    assert len(executors) == 2
-    executors[0].kill()
+    pid = serving(cluster)
+    hosts = [json.loads(path.read_text()) for path in cluster.hosts.glob("nsfw-spark-*/host.json")]
+    (executor,) = (host["owner"][0] for host in hosts if host["pid"] == pid)
+    assert any("CoarseGrainedExecutorBackend" in word for word in command(psutil.Process(executor)))
+    os.kill(executor, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

@@ -309,10 +309,11 @@ def _memory_of_host_and_tasks(k: str, rounds: Sequence[Runs]) -> dict[str, objec
 
 
 def _memory(usage: Sequence[Usage]) -> dict[str, list[float]]:
-    """Return unique (uss) and resident (rss) memory of processes."""
+    """Return unique (uss) and resident (rss) memory of processes, and the most that was resident."""
     return {
         "uss": [round(each.uss_mib, 1) for each in usage],
         "rss": [round(each.rss_mib, 1) for each in usage],
+        "peak_rss": [round(each.peak_mib, 1) for each in usage if each.peak_mib is not None],
     }
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Final, Self
 
 import psutil
@@ -34,6 +35,8 @@ class Usage:
     """Unique memory: what would be free if it ended."""
     rss_mib: float
     """Resident memory, with what it shares."""
+    peak_mib: float | None
+    """The most that was ever resident; None where the system does not say."""
     cpu_seconds: float
     """User and system, while the work was done."""
 
@@ -133,7 +136,17 @@ def _work(pipe: Connection, work: Work, share: tuple[Any, ...]) -> None:
 
 def _usage(process: psutil.Process, cpu_before: float) -> Usage:
     memory = process.memory_full_info()
-    return Usage(memory.uss / _MIB, memory.rss / _MIB, _cpu_seconds(process) - cpu_before)
+    cpu_seconds = _cpu_seconds(process) - cpu_before
+    return Usage(memory.uss / _MIB, memory.rss / _MIB, _peak_mib(process.pid), cpu_seconds)
+
+
+def _peak_mib(pid: int) -> float | None:
+    """Read it from Linux: getrusage would count the process that started this one."""
+    try:
+        peak = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return None
+    return int(peak[1]) / 1024 if peak else None
 
 
 def _cpu_seconds(process: psutil.Process) -> float:

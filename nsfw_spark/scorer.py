@@ -63,6 +63,8 @@ class Stages:
     """Images that the model saw."""
     batch_slots: float = 0.0
     """Images that would have fitted into their forward passes."""
+    normalized: float = 0.0
+    """Vectors that were not of unit length."""
 
     def __add__(self, other: Stages) -> Stages:
         return Stages(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -115,18 +117,18 @@ class Scorer:
         self.stages = Stages()
         self._predictor, self._max_pixels = predictor, max_pixels
 
-    def score(self, contents: Sequence[bytes | None]) -> list[ImageScore]:
+    def score(self, contents: Sequence[bytes | ImageError | None]) -> list[ImageScore]:
         """Score images.
 
         Args:
-            contents: Encoded images; None for one that could not be read.
+            contents: Encoded images; for one that could not be read why not, or None.
 
         Returns:
             As many scores, in the same order.
         """
         return list(self.stream(contents))
 
-    def stream(self, contents: Iterable[bytes | None]) -> Iterator[ImageScore]:
+    def stream(self, contents: Iterable[bytes | ImageError | None]) -> Iterator[ImageScore]:
         """Score images as they come, in memory for a few batches."""
         waiting: deque[_Batch] = deque()  # that were handed to the model
         free: list[npt.NDArray[np.uint8]] = []  # new memory for each batch would be paged in for each
@@ -148,7 +150,7 @@ class Scorer:
         return stages
 
     def _decoded(
-        self, contents: Iterable[bytes | None], free: list[npt.NDArray[np.uint8]]
+        self, contents: Iterable[bytes | ImageError | None], free: list[npt.NDArray[np.uint8]]
     ) -> Iterator[_Batch]:
         """Yield batches, their pixels in memory that is free, if there is any."""
         batch = self._empty_batch(free)
@@ -171,7 +173,9 @@ class Scorer:
         size = self.card.preprocessing.size
         return _Batch(free.pop() if free else np.empty((self.batch_size, size, size, 3), np.uint8))
 
-    def _decode(self, content: bytes | None) -> tuple[ImageScore, npt.NDArray[np.uint8] | None]:
+    def _decode(self, content: bytes | ImageError | None) -> tuple[ImageScore, npt.NDArray[np.uint8] | None]:
+        if isinstance(content, ImageError):
+            return _row(content.status, content.message, None, None, content.header), None
         length = digest = None
         if content is not None:
             length, digest = len(content), hashlib.sha256(content).hexdigest()

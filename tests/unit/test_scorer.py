@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from nsfw_spark import ConfigError, ImageScore, Scorer, WeightsError, load_scorer
+from nsfw_spark.errors import ImageError, ImageHeader
 from nsfw_spark.model import Model, ModelSpec, load_model
 from tests.conftest import PHOTOS, grey, jpeg, png
 from tests.fakes import FakeEncoder, FakeHead, card, card_content
@@ -104,6 +105,13 @@ def test_a_bad_image_carries_what_the_bytes_tell() -> None:
     assert (text.length, text.content_sha256) == (4, hashlib.sha256(b"text").hexdigest())
     assert (text.width, text.format) == (None, None)
     assert (cut.status, cut.width, cut.height, cut.format) == ("undecodable", 300, 200, "JPEG")
+
+
+def test_an_image_that_could_not_be_read_says_why_in_its_row() -> None:
+    error = ImageError("too_large", "2 GiB in a tar", ImageHeader(9, 7, "TIFF"))
+    before, unread, after = fake_scorer()[0].score([GREYS[0], error, GREYS[255]])
+    assert unread == ImageScore("too_large", "2 GiB in a tar", width=9, height=7, format="TIFF")
+    assert (before.nsfw_score, after.nsfw_score) == (0, 1)
 
 
 def test_too_many_pixels_mark_their_row() -> None:

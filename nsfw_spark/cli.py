@@ -58,7 +58,7 @@ def _score_only(options: JobOptions) -> int:
 
 
 def _filter(options: JobOptions) -> int:
-    """Bring the filtered tables of OUTPUT up to date under a threshold; needs no model and no GPU."""
+    """Bring the filtered tables of OUTPUT up to date under a policy; needs no model and no GPU."""
     from nsfw_spark.spark.pipeline import filter_job
 
     _show(filter_job(options), options)
@@ -110,10 +110,11 @@ def _help(field: str) -> str:
     return str(JobOptions.model_fields[field].description)
 
 
+_POLICY: Final = ("threshold", "policy")
 _FIELDS: Final = [field for field in JobOptions.model_fields if field != "input"]
 _add_job("run", _run, "input", _FIELDS)
-_add_job("score", _score_only, "input", [field for field in _FIELDS if field != "threshold"])
-_add_job("filter", _filter, "output", ["threshold"])
+_add_job("score", _score_only, "input", [field for field in _FIELDS if field not in _POLICY])
+_add_job("filter", _filter, "output", _POLICY)
 
 
 @models.command("list")

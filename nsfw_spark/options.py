@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from nsfw_spark.decode import DEFAULT_MAX_PIXELS
 from nsfw_spark.errors import ConfigError
@@ -55,6 +55,8 @@ class JobOptions(BaseModel):
     """Directory with weights, so that no network is needed."""
     threshold: _Share = 0.5
     """An image is safe if its nsfw_score is below."""
+    policy: Path | None = None
+    """File with one SQL expression on columns of image_scores, true for safe images; for `threshold`."""
     batch_size: _Count = "auto"
     """Images in one forward pass."""
     files_per_batch: _Count = "auto"
@@ -75,6 +77,15 @@ class JobOptions(BaseModel):
     """URI for Spark's checkpoints; default OUT/_checkpoints."""
     allow_random_weights: bool = False
     """Accept a model card with random weights, whose scores mean nothing."""
+
+    @model_validator(mode="after")
+    def _one_policy(self) -> JobOptions:
+        if self.policy is not None and "threshold" in self.model_fields_set:
+            raise ValueError(
+                f"got policy {self.policy} and threshold {self.threshold}; expected one of the two: a policy "
+                "says itself which nsfw_score is safe"
+            )
+        return self
 
     @property
     def is_schema(self) -> bool:
@@ -100,6 +111,9 @@ def job_options(given: Mapping[str, Any], config: Path | None = None) -> JobOpti
     """
     from_file = {} if config is None else _read(config)
     given = {name: value for name, value in given.items() if value is not None}
+    for one, other in (("threshold", "policy"), ("policy", "threshold")):
+        if one in given:
+            from_file.pop(other, None)  # two ways to say one thing
     try:
         return JobOptions.model_validate({**from_file, **given})
     except ValidationError as error:
@@ -124,6 +138,9 @@ def _as_written(error: ValidationError, given: Mapping[str, Any], config: Path |
     """Say what is wrong in the words of whoever wrote it: `--max-pixels`, or `job.yaml: max_pixels`."""
     said = []
     for name, problem in describe(error, JobOptions):
+        if not name:  # of several options together
+            said.append(problem)
+            continue
         is_option = config is None or name in given
         said.append(f"--{name.replace('_', '-')}: {problem}" if is_option else f"{config}: {name}: {problem}")
     return "; ".join(said)

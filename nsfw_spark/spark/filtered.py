@@ -1,8 +1,8 @@
 """The filtered tables: safe_images, flagged_images, quarantined_images.
 
 They follow `image_scores`. Each commit to one of them says, in the commit itself, which version of
-`image_scores` it shows and under which threshold. So a killed job leaves no doubt, and needs no state of ours
-beside the tables: what is behind is appended, what is under another threshold is replaced, each in one
+`image_scores` it shows and under which policy. So a killed job leaves no doubt, and needs no state of ours
+beside the tables: what is behind is appended, what is under another policy is replaced, each in one
 atomic commit. Plain SQL on scores: no model is loaded here.
 """
 
@@ -13,39 +13,35 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from pyspark.sql import Column, DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
 
-from nsfw_spark.errors import ConfigError
+from nsfw_spark.spark.policy import Policy, check_policy, is_ok
 from nsfw_spark.spark.tables import FILTERED, IMAGE_SCORES, PROPERTY, Output, at_once, history, properties
 
 # What may happen to image_scores without a row of it changing or going.
 _HARMLESS: Final = {"STREAMING UPDATE", "OPTIMIZE", "SET TBLPROPERTIES", "VACUUM START", "VACUUM END"}
 
 
-def keep_safe(scored: DataFrame, threshold: float = 0.5) -> DataFrame:
-    """Keep the images that were scored below the threshold; without a score none is safe.
+def keep_safe(scored: DataFrame, threshold: float = 0.5, policy: str | None = None) -> DataFrame:
+    """Keep the images that are safe under a threshold, or a policy; without a score none is.
 
     Args:
         scored: From `score_images`, or a table image_scores.
-        threshold: In [0, 1]; strict: a score equal to it is not kept.
+        threshold: In [0, 1]; strict: a score equal to it is not kept. Not used where there is a policy.
+        policy: SQL on the columns of `scored`, such as `nsfw_score < 0.3 AND class_scores['high'] < 0.1`.
 
     Raises:
-        ConfigError: The threshold is not in [0, 1].
+        ConfigError: The threshold is not in [0, 1], or the policy is none.
     """
-    if not 0 <= threshold <= 1:
-        raise ConfigError(f"threshold is {threshold}; expected a number from 0 to 1")
-    return scored.filter(is_safe(threshold))
+    if policy is None:
+        return scored.filter(Policy.below(threshold).is_safe())
+    chosen = Policy.from_sql(policy)
+    check_policy(chosen, scored.sparkSession.createDataFrame([], scored.schema))
+    return scored.filter(chosen.is_safe())
 
 
-def is_safe(threshold: float) -> Column:
-    """The policy: scored, and below the threshold. Strict, as LAION's published thresholds are."""
-    # A float column compared with a double literal would make 0.3 (float) less than 0.3.
-    limit = F.lit(threshold).cast("float")
-    return (F.col("status") == "ok") & F.coalesce(F.col("nsfw_score") < limit, F.lit(False))  # noqa: FBT003
-
-
-def _conditions(threshold: float) -> dict[str, Column]:
-    safe, ok = is_safe(threshold), F.col("status") == "ok"
+def _conditions(policy: Policy) -> dict[str, Column]:
+    safe, ok = policy.is_safe(), is_ok()
     return {"safe_images": safe, "flagged_images": ok & ~safe, "quarantined_images": ~ok}
 
 
@@ -55,21 +51,44 @@ class _Shown:
 
     image_scores_id: str
     image_scores_version: int
-    threshold: float
+    policy: str
 
 
-def update_filtered(spark: SparkSession, output: Output, threshold: float) -> None:
+def check_filter(spark: SparkSession, output: Output, policy: Policy, columns: StructType) -> None:
+    """Check a policy before anything runs.
+
+    Args:
+        spark: The session.
+        output: Where the tables lie; there may be none yet.
+        policy: Any.
+        columns: Of `image_scores`, for where it is not there yet.
+
+    Raises:
+        ConfigError: The policy cannot be applied, or lets an image without a score pass.
+    """
+    if policy.threshold is not None:
+        return
+    if not output.exists(spark, IMAGE_SCORES):
+        check_policy(policy, spark.createDataFrame([], columns))
+        return
+    scores, shown = spark.table(output.name(IMAGE_SCORES)), _shown(spark, output, "safe_images")
+    if shown is not None and shown.policy == policy.text:  # so these rows were tried before
+        scores = spark.createDataFrame([], scores.schema)
+    check_policy(policy, scores)
+
+
+def update_filtered(spark: SparkSession, output: Output, policy: Policy) -> None:
     """Bring the three filtered tables up to date with `image_scores`.
 
-    A table under the same threshold gets what was added since; another is replaced in one commit, from
+    A table under the same policy gets what was added since; another is replaced in one commit, from
     one version of `image_scores`. Readers never see half a table.
     """
     commits = history(spark, output, IMAGE_SCORES)
     detail = spark.sql(f"DESCRIBE DETAIL {output.name(IMAGE_SCORES)}").select("id").first()
-    now = _Shown(detail.id if detail else "", commits[0].version, threshold)
+    now = _Shown(detail.id if detail else "", commits[0].version, policy.text)
 
     def update(table: str) -> None:
-        condition = _conditions(threshold)[table]
+        condition = _conditions(policy)[table]
         shown = _shown(spark, output, table)
         if shown == now:
             return
@@ -78,7 +97,7 @@ def update_filtered(spark: SparkSession, output: Output, threshold: float) -> No
             writer = added.filter(condition).writeTo(output.name(table))
             writer.option("userMetadata", json.dumps(asdict(now))).append()
         else:
-            _replace(spark, output, table, condition, now)
+            _replace(spark, output, table, policy, now)
 
     at_once(update, FILTERED)
 
@@ -87,7 +106,7 @@ def _can_follow(shown: _Shown, now: _Shown, commits: list[Any]) -> bool:
     """Whether a table is what `now` asks for but for rows that were added to image_scores."""
     since = [commit for commit in commits if commit.version > shown.image_scores_version]
     return (
-        (shown.image_scores_id, shown.threshold) == (now.image_scores_id, now.threshold)
+        (shown.image_scores_id, shown.policy) == (now.image_scores_id, now.policy)
         and len(since) == now.image_scores_version - shown.image_scores_version  # none cleaned away
         and all(_only_adds(commit) for commit in since)
     )
@@ -123,10 +142,12 @@ def _added(spark: SparkSession, output: Output, first: int, last: int) -> DataFr
     return changes.drop("_change_type", "_commit_version", "_commit_timestamp")
 
 
-def _replace(spark: SparkSession, output: Output, table: str, condition: Column, now: _Shown) -> None:
+def _replace(spark: SparkSession, output: Output, table: str, policy: Policy, now: _Shown) -> None:
     snapshot = spark.read.option("versionAsOf", now.image_scores_version).table(output.name(IMAGE_SCORES))
-    writer = snapshot.filter(condition).writeTo(output.name(table)).using("delta")
-    found = properties(spark, output)
-    for key, value in {**found, "threshold": str(now.threshold)}.items():
+    writer = snapshot.filter(_conditions(policy)[table]).writeTo(output.name(table)).using("delta")
+    settings = properties(spark, output) | {"policy": policy.text}
+    if policy.threshold is not None:
+        settings["threshold"] = str(policy.threshold)
+    for key, value in settings.items():
         writer = writer.tableProperty(PROPERTY.format(key), value)
     writer.option("userMetadata", json.dumps(asdict(now))).createOrReplace()

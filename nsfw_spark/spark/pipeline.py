@@ -20,6 +20,7 @@ from nsfw_spark.options import JobOptions
 from nsfw_spark.spark import filtered, schema, sources, tables
 from nsfw_spark.spark.gpu import num_visible_gpus
 from nsfw_spark.spark.hadoop import exists
+from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import OBSERVATION, Counts, counting_columns, follow
 from nsfw_spark.spark.reconcile import account_for_skipped, last_batch
 from nsfw_spark.spark.session import executor_cores, get_session, num_slots
@@ -46,11 +47,13 @@ def run_job(options: JobOptions, *, with_filter: bool = True) -> Summary:
         WeightsError: Weights absent, or not the ones that the card pins.
     """
     model, fingerprint = _model(options)
+    policy = Policy.of(options)
     spark = get_session()
     clock, output, run_id = Clock(), Output.of(options), new_run_id()
     columns = schema.image_scores(keep_content=options.keep_content)
     input_uri = sources.check_directory(spark, str(options.input), glob=options.glob)
     tables.check_output(spark, output, columns, model.card.name, fingerprint)
+    filtered.check_filter(spark, output, policy, columns)
     checkpoint = _checkpoint(spark, output, input_uri)
     tables.create_image_scores(spark, output, columns, model.card.name, fingerprint)
 
@@ -64,7 +67,7 @@ def run_job(options: JobOptions, *, with_filter: bool = True) -> Summary:
     )
     scored = add_scores(images, spec, fingerprint, run_id, from_path=is_local, with_stages=True)
     scored = scored.withColumnRenamed("modificationTime", "modification_time")
-    counted = scored.observe(OBSERVATION, *counting_columns(options.threshold)).select(columns.names)
+    counted = scored.observe(OBSERVATION, *counting_columns(policy)).select(columns.names)
     counts = _write(counted, output, checkpoint)
     accounted = last_batch(spark, checkpoint)
     if (before := tables.last_accounted_batch(spark, output, input_uri)) < accounted:
@@ -75,7 +78,7 @@ def run_job(options: JobOptions, *, with_filter: bool = True) -> Summary:
         counts += Counts(images=num_skipped)
     score_seconds = clock.seconds()
     if with_filter:
-        filtered.update_filtered(spark, output, options.threshold)
+        filtered.update_filtered(spark, output, policy)
 
     run = _model_columns(model.card, fingerprint, run_id) | {
         "command": "run" if with_filter else "score",
@@ -86,18 +89,20 @@ def run_job(options: JobOptions, *, with_filter: bool = True) -> Summary:
         "wait_seconds": counts.stages.wait_seconds,
         "encode_seconds": counts.stages.encode_seconds,
         "batch_fill": counts.stages.batch_fill,
-        "threshold": options.threshold if with_filter else None,
+        "threshold": policy.threshold if with_filter else None,
+        "policy": policy.text if with_filter else None,
     }
     return finish_run(spark, output, clock, counts, run)
 
 
 def filter_job(options: JobOptions) -> Summary:
-    """Bring the filtered tables up to date under the options' threshold; loads no model.
+    """Bring the filtered tables up to date under the options' policy; loads no model.
 
     Raises:
+        ConfigError: The policy cannot be applied, or lets an image without a score pass.
         TableError: There is no image_scores, or it is not this project's.
     """
-    spark = get_session()
+    policy, spark = Policy.of(options), get_session()
     clock, output = Clock(), Output.of(options)
     if not output.exists(spark, IMAGE_SCORES):
         raise TableError(
@@ -105,11 +110,18 @@ def filter_job(options: JobOptions) -> Summary:
             f"nsfw-spark score INPUT --output {options.output}"
         )
     tables.properties(spark, output)
-    filtered.update_filtered(spark, output, options.threshold)
+    filtered.check_filter(spark, output, policy, spark.table(output.name(IMAGE_SCORES)).schema)
+    filtered.update_filtered(spark, output, policy)
     totals = count_tables(spark, output)
     ok = totals["safe_images"] + totals["flagged_images"]
     counts = Counts(totals[IMAGE_SCORES], ok, totals["safe_images"])
-    run = {"run_id": new_run_id(), "command": "filter", "score_seconds": 0.0, "threshold": options.threshold}
+    run = {
+        "run_id": new_run_id(),
+        "command": "filter",
+        "score_seconds": 0.0,
+        "threshold": policy.threshold,
+        "policy": policy.text,
+    }
     return finish_run(spark, output, clock, counts, run)
 
 

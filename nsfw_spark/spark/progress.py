@@ -23,7 +23,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from nsfw_spark import errors
 from nsfw_spark.scorer import Stages
-from nsfw_spark.spark.filtered import is_safe
+from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.schema import STAGES
 
 OBSERVATION: Final = "images"
@@ -55,12 +55,12 @@ class Counts:
         return Counts(self.images + other.images, self.ok + other.ok, self.safe + other.safe, stages)
 
 
-def counting_columns(threshold: float) -> list[Column]:
+def counting_columns(policy: Policy) -> list[Column]:
     """Return what to observe of image_scores' rows, for `follow` to read."""
     return [
         F.count(F.lit(1)).alias("images"),
         F.count(F.when(F.col("status") == "ok", 1)).alias("ok"),
-        F.count(F.when(is_safe(threshold), 1)).alias("safe"),
+        F.count(F.when(policy.is_safe(), 1)).alias("safe"),
         *(F.sum(F.col(STAGES.name)[i]).alias(stage.name) for i, stage in enumerate(fields(Stages))),
     ]
 

@@ -5,6 +5,7 @@ Spark has no public way from Python to its file systems; all use of the private 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pyspark.sql import SparkSession
@@ -34,3 +35,53 @@ def list_names(spark: SparkSession, uri: str) -> list[str]:
 def name_matcher(spark: SparkSession, glob: str) -> Any:  # noqa: ANN401 - org.apache.hadoop.fs.GlobPattern
     """Return what Spark's pathGlobFilter matches file names with."""
     return spark._jvm.org.apache.hadoop.fs.GlobPattern(glob)  # type: ignore[union-attr]  # noqa: SLF001
+
+
+def local_path(spark: SparkSession, uri: str) -> Path | None:
+    """Return where a URI lies in the driver's own file system; None where it lies elsewhere."""
+    _, path = file_system(spark, uri)
+    return Path(path.toUri().getPath()) if path.toUri().getScheme() == "file" else None
+
+
+def read_text(spark: SparkSession, uri: str) -> str:
+    """Return the content of a small file, UTF-8.
+
+    Raises:
+        Py4JJavaError: It is not there, or cannot be read.
+    """
+    files, path = file_system(spark, uri)
+    stream = files.open(path)
+    try:
+        return bytes(stream.readAllBytes()).decode(errors="replace")
+    finally:
+        stream.close()
+
+
+def write_text(spark: SparkSession, uri: str, text: str, *, overwrite: bool) -> None:
+    """Write a small file, UTF-8.
+
+    Raises:
+        Py4JJavaError: It is there already and `overwrite` is not set, or it cannot be written.
+    """
+    files, path = file_system(spark, uri)
+    stream = files.create(path, overwrite)
+    try:
+        stream.write(bytearray(text.encode()))
+    finally:
+        stream.close()
+
+
+def modified_ms(spark: SparkSession, uri: str) -> int:
+    """Return when a file was modified, by the clock of its file system: milliseconds since 1970.
+
+    Raises:
+        Py4JJavaError: It is not there.
+    """
+    files, path = file_system(spark, uri)
+    return int(files.getFileStatus(path).getModificationTime())
+
+
+def delete(spark: SparkSession, uri: str) -> None:
+    """Delete a file, or a directory and all in it, if it is there."""
+    files, path = file_system(spark, uri)
+    files.delete(path, True)  # noqa: FBT003 - Java has no keywords

@@ -1,4 +1,4 @@
-"""The Delta tables of a job: where they lie, how they are made and checked.
+"""The Delta tables of a job: where they lie, how they are made, checked, and kept in shape.
 
 Rows get into `image_scores` through Spark's own streaming sink (`pipeline`), into the three filtered tables
 through `filtered`. This module knows names, places and properties, and nothing of images.
@@ -6,25 +6,43 @@ through `filtered`. This module knows names, places and properties, and nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from delta import DeltaTable
+from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructType
+from pyspark.sql.types import DataType, StructField, StructType
 
 from nsfw_spark.errors import TableError
 from nsfw_spark.options import JobOptions, absolute_uri, is_schema
 from nsfw_spark.spark import schema
-from nsfw_spark.spark.hadoop import exists
+from nsfw_spark.spark.hadoop import list_names
 
 T = TypeVar("T")
 IMAGE_SCORES: Final = "image_scores"
 FILTERED: Final = ("safe_images", "flagged_images", "quarantined_images")
+RUNS: Final = "runs"
 PROPERTY: Final = "nsfw_spark.{}"  # of a table: what it was made with
+
+WELL_SIZED: Final = {
+    # One file for what all tasks of a micro-batch write, up to 512 MB: 30 nights leave 30 files and not 150.
+    "delta.autoOptimize.optimizeWrite": "true",
+    # Once 50 files are smaller than 64 MB, the commit that made the last of them is followed by one that
+    # puts them together: there never are thousands.
+    "delta.autoOptimize.autoCompact": "true",
+}
+"""Properties of a table to which little is added, often."""
+
+_FOLLOWED: Final = {"delta.enableChangeDataFeed": "true"}  # filtered tables ask for what was added since
+_SCORE_RANGE: Final = "nsfw_score_in_range"
+# Delta takes null for a violation. NaN is one too: to Spark it is more than any number.
+_CONSTRAINTS: Final = {_SCORE_RANGE: "nsfw_score IS NULL OR (nsfw_score >= 0 AND nsfw_score <= 1)"}
+_NOT_IN_NAMES: Final = " ,;{}()\n\t="  # Delta refuses them, as Parquet once did
 
 
 @dataclass(frozen=True)
@@ -71,10 +89,14 @@ def check_output(
 ) -> None:
     """Make sure that a job may write to the output, before it writes anything.
 
+    Columns that `image_scores` does not have yet are no obstacle: `ensure_image_scores` adds them.
+
     Raises:
-        TableError: The output is another table, holds other things, or scores of another model.
+        TableError: The output is another table, holds other things, or scores of another model; or a column
+            has a name that Delta refuses, or is there with another type.
     """
     _check_location(spark, output)
+    _check_names(columns)
     if not output.exists(spark, IMAGE_SCORES):
         return
     found = properties(spark, output)
@@ -84,12 +106,7 @@ def check_output(
             f"{found['model_fingerprint']}; this run would add scores of {model} with the fingerprint "
             f"{fingerprint}, which do not compare. Choose another --output, or the model of the table"
         )
-    have = set(spark.table(output.name(IMAGE_SCORES)).columns)
-    if missing := [name for name in columns.names if name not in have]:
-        raise TableError(
-            f"{output.name(IMAGE_SCORES)} has no column {', '.join(missing)}, which this run would write. "
-            "Choose another --output, or the options of the first run"
-        )
+    _missing_columns(spark, output, columns)
 
 
 def properties(spark: SparkSession, output: Output) -> dict[str, str]:
@@ -98,9 +115,9 @@ def properties(spark: SparkSession, output: Output) -> dict[str, str]:
     Raises:
         TableError: Not a table of this project.
     """
-    rows = spark.sql(f"SHOW TBLPROPERTIES {output.name(IMAGE_SCORES)}").collect()
     prefix = PROPERTY.format("")
-    found = {row.key.removeprefix(prefix): row.value for row in rows if row.key.startswith(prefix)}
+    settings = _settings(spark, output.name(IMAGE_SCORES))
+    found = {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
     if not {"model", "model_fingerprint"} <= set(found):
         raise TableError(
             f"{output.name(IMAGE_SCORES)} was not written by nsfw-spark: it has no table property "
@@ -109,38 +126,69 @@ def properties(spark: SparkSession, output: Output) -> dict[str, str]:
     return found
 
 
-def create_image_scores(
+def ensure_image_scores(
     spark: SparkSession, output: Output, columns: StructType, model: str, fingerprint: str
 ) -> None:
-    """Make `image_scores` if it is not there."""
-    _create(
-        spark,
-        output,
-        IMAGE_SCORES,
-        columns,
-        {
-            PROPERTY.format("model"): model,
-            PROPERTY.format("model_fingerprint"): fingerprint,
-            # So the filtered tables can ask for what was added since they last looked.
-            "delta.enableChangeDataFeed": "true",
-        },
-    )
+    """Make `image_scores` what a run needs: there, with all its columns, properties and constraints.
+
+    Each is looked at on every start: a run that was killed between two of these commits, and a table that an
+    earlier version of this package made, are made good. Where nothing is missing, nothing is written.
+
+    Args:
+        spark: The session.
+        output: Where the table lies; `check_output` found nothing wrong with it.
+        columns: That the run will write.
+        model: Name of the model card.
+        fingerprint: The model's.
+
+    Raises:
+        TableError: A column is there with another type, or rows that are there violate a constraint.
+    """
+    name = output.name(IMAGE_SCORES)
+    origin = {PROPERTY.format("model"): model, PROPERTY.format("model_fingerprint"): fingerprint}
+    _create(spark, output, IMAGE_SCORES, columns, {**origin, **_FOLLOWED, **WELL_SIZED})
+    if missing := _missing_columns(spark, output, columns):
+        spark.sql(f"ALTER TABLE {name} ADD COLUMNS ({StructType(missing).toDDL()})")
+        names = ", ".join(field.name for field in missing)
+        sys.stderr.write(f"{IMAGE_SCORES} has new columns, null in the rows that were there: {names}\n")
+    settings = _settings(spark, name)
+    _set_missing(spark, name, settings, {**_FOLLOWED, **WELL_SIZED})
+    for constraint, condition in _CONSTRAINTS.items():
+        if f"delta.constraints.{constraint}" not in settings:
+            _constrain(spark, name, constraint, condition)
 
 
-def append_run(spark: SparkSession, output: Output, run: dict[str, Any]) -> None:
-    """Add one row to `runs`."""
-    _create(spark, output, "runs", schema.RUNS, {})
-    row = [run.get(name) for name in schema.RUNS.names]
-    frame = spark.createDataFrame([row], schema.RUNS).coalesce(1)
+create_image_scores = ensure_image_scores
+
+
+def append_run(spark: SparkSession, output: Output, run: Mapping[str, Any]) -> None:
+    """Add to `runs` the row of a run that is done; see `append_runs`."""
+    append_runs(spark, output, [{"outcome": "done", **run}])
+
+
+def append_runs(spark: SparkSession, output: Output, runs: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows to `runs`, all or none.
+
+    Args:
+        spark: The session.
+        output: Where the tables lie.
+        runs: The values of `schema.RUNS`; absent ones are null, and `image_scores_version` is known here.
+    """
+    _create(spark, output, RUNS, schema.RUNS, WELL_SIZED)
+    version = last_version(spark, output, IMAGE_SCORES)
+    rows = [
+        [{"image_scores_version": version, **run}.get(name) for name in schema.RUNS.names] for run in runs
+    ]
+    frame = spark.createDataFrame(rows, schema.RUNS).coalesce(1)
     # A table that an earlier version of this package made has fewer columns.
-    frame.writeTo(output.name("runs")).option("mergeSchema", "true").append()
+    frame.writeTo(output.name(RUNS)).option("mergeSchema", "true").append()
 
 
-def last_accounted_batch(spark: SparkSession, output: Output, input_uri: str) -> int:
-    """Return the last micro-batch of this input whose files all have rows; -1 for none."""
-    if not output.exists(spark, "runs"):
+def last_accounted_batch(spark: SparkSession, output: Output, checkpoint: str) -> int:
+    """Return the last micro-batch of a checkpoint, by its name, whose files all have rows; -1 for none."""
+    if not output.exists(spark, RUNS):
         return -1
-    runs = spark.table(output.name("runs")).filter(F.col("input") == input_uri)
+    runs = spark.table(output.name(RUNS)).filter(F.col("checkpoint") == checkpoint)
     found = runs.agg(F.max("last_batch").alias("last_batch")).first()
     return -1 if found is None or found.last_batch is None else int(found.last_batch)
 
@@ -151,6 +199,14 @@ def history(spark: SparkSession, output: Output, table: str) -> list[Any]:
     return list(history.select("version", "operation", "operationParameters", "userMetadata").collect())
 
 
+def last_version(spark: SparkSession, output: Output, table: str) -> int | None:
+    """Return the number of the table's last commit; None where there is no table."""
+    if not output.exists(spark, table):
+        return None
+    last = spark.sql(f"DESCRIBE HISTORY {output.name(table)} LIMIT 1").select("version").first()
+    return None if last is None else int(last.version)
+
+
 def at_once(step: Callable[[str], T], names: Sequence[str]) -> list[T]:
     """Run a step for several tables side by side: each is mostly Delta's own waiting, not work."""
     with ThreadPoolExecutor(len(names) or 1) as threads:
@@ -158,14 +214,76 @@ def at_once(step: Callable[[str], T], names: Sequence[str]) -> list[T]:
 
 
 def _create(
-    spark: SparkSession, output: Output, table: str, columns: StructType, settings: dict[str, str]
+    spark: SparkSession, output: Output, table: str, columns: StructType, settings: Mapping[str, str]
 ) -> None:
     if output.exists(spark, table):
         return
     writer = spark.createDataFrame([], columns).writeTo(output.name(table)).using("delta")
     for key, value in settings.items():
         writer = writer.tableProperty(key, value)
-    writer.create()
+    if output.is_schema:
+        writer.create()
+    else:
+        # A run that was killed here left a log without a commit, over which Delta replaces but not creates.
+        writer.createOrReplace()
+
+
+def _settings(spark: SparkSession, name: str) -> dict[str, str]:
+    """Return all properties of a table: Delta's, its constraints, and ours."""
+    return {row.key: row.value for row in spark.sql(f"SHOW TBLPROPERTIES {name}").collect()}
+
+
+def _set_missing(
+    spark: SparkSession, name: str, settings: Mapping[str, str], wanted: Mapping[str, str]
+) -> None:
+    """Set properties that nobody has set: what somebody chose for the table stays."""
+    missing = [f"'{key}' = '{value}'" for key, value in wanted.items() if key not in settings]
+    if missing:
+        spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ({', '.join(missing)})")
+
+
+def _constrain(spark: SparkSession, name: str, constraint: str, condition: str) -> None:
+    try:
+        spark.sql(f"ALTER TABLE {name} ADD CONSTRAINT {constraint} CHECK ({condition})")
+    except AnalysisException as error:
+        if "VIOLATE" not in str(error):
+            raise
+        raise TableError(
+            f"{name} has rows for which this does not hold: {condition}. Expected: it holds for all. Correct "
+            "or delete them"
+        ) from error
+
+
+def _missing_columns(spark: SparkSession, output: Output, columns: StructType) -> list[StructField]:
+    """Return those columns that `image_scores` does not have; upper and lower case are alike, as in SQL.
+
+    Raises:
+        TableError: A column is there with another type.
+    """
+    have = {field.name.lower(): field for field in spark.table(output.name(IMAGE_SCORES)).schema}
+    for column in columns:
+        found = have.get(column.name.lower())
+        if found is not None and _type(found.dataType) != _type(column.dataType):
+            raise TableError(
+                f"{output.name(IMAGE_SCORES)} has the column {found.name} as {_type(found.dataType)}; this "
+                f"run would write it as {_type(column.dataType)}. Leave the column out, give it another name "
+                "or type in the source, or choose another --output"
+            )
+    return [column for column in columns if column.name.lower() not in have]
+
+
+def _type(type_: DataType) -> str:
+    """Return the type as SQL names it, which says nothing of nulls: all columns may hold them."""
+    return type_.simpleString().lower()
+
+
+def _check_names(columns: StructType) -> None:
+    refused = [name for name in columns.names if set(name) & set(_NOT_IN_NAMES)]
+    if refused:
+        raise TableError(
+            f"a column is named {refused[0]!r}; expected a name without the characters {_NOT_IN_NAMES!r}, "
+            "which Delta refuses. Rename it in the source, or leave it out"
+        )
 
 
 def _check_location(spark: SparkSession, output: Output) -> None:
@@ -177,8 +295,10 @@ def _check_location(spark: SparkSession, output: Output) -> None:
         raise TableError(
             f"output {output.location} is itself a Delta table; expected a directory to put tables into"
         )
-    for table in (IMAGE_SCORES, *FILTERED, "runs"):
-        if exists(spark, output.path(table)) and not DeltaTable.isDeltaTable(spark, output.path(table)):
+    for table in (IMAGE_SCORES, *FILTERED, RUNS):
+        # A log alone is what a run leaves that was killed while it made the table.
+        names = list_names(spark, output.path(table))
+        if names and "_delta_log" not in names:
             raise TableError(
                 f"{output.path(table)} is there and is not a Delta table; choose another --output"
             )

@@ -76,9 +76,12 @@ class DenseHead:
     def score(self, encoded: Encoded) -> Scored:
         """Score N embeddings of unit length; others saturate the score."""
         assert encoded.embeddings is not None  # noqa: S101 - the card's validation saw to it
-        hidden = (encoded.embeddings - self._mean) / self._deviation  # (N, D)
+        hidden = encoded.embeddings - self._mean  # (N, D)
+        hidden /= self._deviation  # in place, here and below: new memory takes as long as the arithmetic
         for kernel, bias in self._layers[:-1]:
-            hidden = np.maximum(hidden @ kernel + bias, 0)
+            hidden = hidden @ kernel
+            hidden += bias
+            np.maximum(hidden, 0, out=hidden)
         kernel, bias = self._layers[-1]
         logits = (hidden @ kernel + bias)[:, 0]  # (N,)
         with np.errstate(over="ignore"):  # exp overflows to infinity, and 1 / infinity is the 0 it should be

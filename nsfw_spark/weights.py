@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import resources, util
 from pathlib import Path
@@ -35,17 +35,22 @@ class WeightsFile:
 
 
 def locate_weights(
-    card: ModelCard, model_dir: Path | None = None, *, download: bool = False
+    card: ModelCard,
+    model_dir: Path | None = None,
+    *,
+    download: bool = False,
+    parts: Collection[str] = ("encoder", "head"),
 ) -> dict[str, WeightsFile]:
-    """Find and verify all weights of a model.
+    """Find and verify the weights of a model.
 
     Args:
         card: The model.
         model_dir: A directory that `fetch_weights` filled, tried first.
         download: Whether to ask the Hugging Face hub for what is not here.
+        parts: Those that are wanted.
 
     Returns:
-        One file for each part in `card.weights_sources`.
+        One file for each of these parts in `card.weights_sources`.
 
     Raises:
         WeightsError: A file is absent, or its sha256 is not the card's.
@@ -53,6 +58,7 @@ def locate_weights(
     return {
         part: _locate(card.name, source, model_dir, download=download)
         for part, source in card.weights_sources.items()
+        if part in parts
     }
 
 

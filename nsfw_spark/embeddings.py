@@ -1,0 +1,120 @@
+"""Scores embeddings that were computed elsewhere: a model without its encoder.
+
+In: a model card and vectors. Out: the scores that the card's head gives them. No encoder is loaded, nor any
+library that one would need. Whether the card's encoder made the vectors nobody can check; so the fingerprint
+is the head's own, and differs from that of every whole model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from nsfw_spark.encoders import Encoded
+from nsfw_spark.errors import ConfigError
+from nsfw_spark.heads import Head, load_head
+from nsfw_spark.model_card import ModelCard, built_in_models, load_card
+from nsfw_spark.weights import WeightsFile, locate_weights
+
+_TOLERANCE: Final = 1e-3
+"""Of a length: float16 moves it by less, and one so far off moves no score that is worth talking of."""
+
+
+@dataclass(frozen=True)
+class ScoredEmbeddings:
+    """Scores of M embeddings."""
+
+    nsfw_scores: npt.NDArray[np.float32]
+    """float32, shape (M,), in [0, 1], 1 = NSFW; NaN for a vector without direction."""
+    embeddings: npt.NDArray[np.float32]
+    """float32, shape (M, D), each of L2 norm 1: what was scored."""
+    num_normalized: int
+    """How many were not of unit length."""
+
+
+class EmbeddingsScorer:
+    """A head, ready to score embeddings. Make one with `load_embeddings_scorer`.
+
+    Attributes:
+        card: The model's card.
+        fingerprint: Hash of the head alone.
+        dimension: D.
+    """
+
+    def __init__(self, card: ModelCard, head: Head, fingerprint: str) -> None:
+        assert card.encoder.embedding_dim is not None  # noqa: S101 - the card's validation saw to it
+        self.card, self.fingerprint, self.dimension = card, fingerprint, card.encoder.embedding_dim
+        self._head = head
+
+    def score(self, vectors: npt.NDArray[np.float32]) -> ScoredEmbeddings:
+        """Score vectors, float32, shape (M, D), of any length but zero.
+
+        Those of unit length are scored as they are, the others are normalised. `vectors` is not changed.
+        """
+        units, num_normalized = _unit_length(vectors)
+        with np.errstate(invalid="ignore"):  # no direction, no number
+            return ScoredEmbeddings(self._head.score(Encoded(units)).nsfw_scores, units, num_normalized)
+
+
+def load_embeddings_scorer(card: ModelCard, model_dir: Path | None = None) -> EmbeddingsScorer:
+    """Load a card's head into this process.
+
+    Args:
+        card: The model whose encoder made the embeddings.
+        model_dir: Directory with weights; else the Hugging Face cache, else they are downloaded.
+
+    Raises:
+        ConfigError: The model scores no embeddings.
+        WeightsError: The head's weights are absent, or not the ones that the card pins.
+    """
+    weights = _head_weights(card, model_dir)
+    return EmbeddingsScorer(card, load_head(card, weights), _fingerprint(card, weights))
+
+
+def head_fingerprint(card: ModelCard, model_dir: Path | None = None) -> str:
+    """Return the hash of all that decides the score of a given embedding: 16 hexadecimal digits.
+
+    Raises:
+        ConfigError, WeightsError: As `load_embeddings_scorer`.
+    """
+    return _fingerprint(card, _head_weights(card, model_dir))
+
+
+def _head_weights(card: ModelCard, model_dir: Path | None) -> WeightsFile:
+    if card.head.library != "laion":
+        able = [name for name in built_in_models() if load_card(name).head.library == "laion"]
+        raise ConfigError(
+            f"the model {card.name} has no head for embeddings: its encoder ends in class probabilities. "
+            f"Expected a model whose card says `head: library: laion`, such as {', '.join(able)}"
+        )
+    return locate_weights(card, model_dir, download=True, parts=["head"])["head"]
+
+
+def _fingerprint(card: ModelCard, weights: WeightsFile) -> str:
+    decisive = {
+        "input": "embeddings",  # no whole model's fingerprint is made of that
+        "head": card.head.model_dump(mode="json", exclude={"weights"}),
+        "weights": weights.sha256,
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _unit_length(vectors: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], int]:
+    """Return vectors of unit length, and how many were not."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.sqrt(np.vecdot(vectors, vectors))  # (M,)
+    others = np.flatnonzero(~(np.abs(lengths - 1) <= _TOLERANCE))
+    if not others.size:
+        return vectors, 0
+    exact = vectors[others].astype(np.float64)  # its range holds the squares of any float32
+    with np.errstate(invalid="ignore", divide="ignore"):
+        exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    units = vectors.copy()
+    units[others] = exact
+    return units, int(np.isfinite(exact).all(axis=1).sum())

@@ -1,0 +1,73 @@
+"""Images in a column of Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from nsfw_spark.errors import ImageError
+from nsfw_spark.readers.chunk import Chunk
+from nsfw_spark.readers.parquet_rows import (
+    PART_BYTES,
+    ParquetColumns,
+    RowColumns,
+    column_type,
+    file_parts,
+    read_part,
+)
+from nsfw_spark.readers.storage import Storage
+
+__all__ = ["PART_BYTES", "ParquetReader"]
+
+
+@dataclass(frozen=True)
+class ParquetReader:
+    """Reads images from a binary column, or from Hugging Face's struct of `bytes` and `path`."""
+
+    storage: Storage
+    content_column: str
+    id_column: str | None = None
+    """See `RowColumns`, as of all that follows."""
+    carried_from: tuple[str, ...] = ()
+    carried: pa.Schema = field(default_factory=lambda: pa.schema([]))
+
+    def read(self, listed: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+        """Yield the images of parts of files: see `Reader.read` and `file_parts`."""
+        columns = RowColumns(self.id_column, self.carried_from, self.carried)
+        files = ParquetColumns(self.storage, columns, self.content_column)
+        for part in file_parts(listed):
+            for rows in read_part(files, part, self._check):
+                if isinstance(rows.content, ImageError):
+                    yield Chunk(rows.columns, [rows.content])
+                else:
+                    yield Chunk(rows.columns, _images(rows.content))
+
+    def _check(self, found: pa.Schema) -> None:
+        type_ = column_type(found, self.content_column)
+        if pa.types.is_struct(type_) and type_.get_field_index("bytes") >= 0:
+            type_ = type_.field("bytes").type
+        if not (pa.types.is_binary(type_) or pa.types.is_large_binary(type_)):
+            raise ImageError(
+                "unsupported",
+                f"column {self.content_column} is {type_}; expected binary, or a struct {bytes, path}",
+            )
+
+
+def _images(content: pa.Array) -> Iterator[bytes | ImageError]:
+    """Yield the encoded images of a column."""
+    if not pa.types.is_struct(content.type):
+        yield from (_image(value.as_py()) for value in content)
+        return
+    fields = dict(zip((field.name for field in content.type), content.flatten(), strict=True))
+    names = fields.get("path", pa.nulls(len(content)))
+    for value, name in zip(fields["bytes"], names, strict=True):
+        yield _image(value.as_py(), name.as_py())
+
+
+def _image(content: bytes | None, name: str | None = None) -> bytes | ImageError:
+    if content is not None:
+        return content
+    elsewhere = "" if name is None else f"; its path names {name}, and files beside the table are not read"
+    return ImageError("missing", f"the row holds no image: its bytes are null{elsewhere}")

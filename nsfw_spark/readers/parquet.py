@@ -51,23 +51,24 @@ class ParquetReader:
         if not (pa.types.is_binary(type_) or pa.types.is_large_binary(type_)):
             raise ImageError(
                 "unsupported",
-                f"column {self.content_column} is {type_}; expected binary, or a struct {bytes, path}",
+                f"column {self.content_column} is {type_}; expected binary, or a struct of binary `bytes`",
             )
 
 
 def _images(content: pa.Array) -> Iterator[bytes | ImageError]:
     """Yield the encoded images of a column."""
-    if not pa.types.is_struct(content.type):
-        yield from (_image(value.as_py()) for value in content)
-        return
-    fields = dict(zip((field.name for field in content.type), content.flatten(), strict=True))
-    names = fields.get("path", pa.nulls(len(content)))
-    for value, name in zip(fields["bytes"], names, strict=True):
-        yield _image(value.as_py(), name.as_py())
+    names = pa.nulls(len(content))
+    if pa.types.is_struct(content.type):
+        fields = dict(zip((field.name for field in content.type), content.flatten(), strict=True))
+        content, names = fields["bytes"], fields.get("path", names)
+    for value, name in zip(content, names, strict=True):
+        image = value.as_py()
+        yield _no_image(name) if image is None else image
 
 
-def _image(content: bytes | None, name: str | None = None) -> bytes | ImageError:
-    if content is not None:
-        return content
-    elsewhere = "" if name is None else f"; its path names {name}, and files beside the table are not read"
-    return ImageError("missing", f"the row holds no image: its bytes are null{elsewhere}")
+def _no_image(name: pa.Scalar) -> ImageError:
+    said = "the row holds no image: its bytes are null"
+    if name.is_valid and pa.types.is_string(name.type):
+        path = name.as_buffer().to_pybytes().decode(errors="replace")  # nobody has checked that it is UTF-8
+        said += f", its path names {path}: files beside the table are not read"
+    return ImageError("missing", said)

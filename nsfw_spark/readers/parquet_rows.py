@@ -31,7 +31,7 @@ _FILE_COLUMNS: Final = (
 )
 _BUFFER_BYTES: Final = 4 << 20  # of each column; each refill is a request where the file is in a cloud
 _BATCH_BYTES: Final = 32 << 20
-_DAMAGED: Final = (OSError, pa.ArrowException)  # what pyarrow raises on damaged files
+_DAMAGED: Final = (OSError, pa.ArrowException, UnicodeDecodeError)  # what pyarrow raises on damaged files
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def row_groups(metadata: pq.FileMetaData) -> Iterator[RowGroup]:
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
         chunks = [group.column(i) for i in range(group.num_columns)]
-        start = min((_first_byte(chunk) for chunk in chunks[:1]), default=0)
+        start = _first_byte(chunks[0]) if chunks else 0
         middle = start + sum(chunk.total_compressed_size for chunk in chunks) // 2
         bytes_per_row = group.total_byte_size // max(1, group.num_rows)
         yield RowGroup(index, first, first + group.num_rows, middle, bytes_per_row)
@@ -252,7 +252,7 @@ def file_problem(path: str, error: Exception) -> ImageError:
 
 
 def column_type(found: pa.Schema, name: str) -> pa.DataType:
-    """Return the type of a column; one of dictionaries counts as that of its values.
+    """Return the type of a column.
 
     Raises:
         ImageError: There is no such column.
@@ -268,12 +268,10 @@ def one_line(reason: object) -> str:
 
 
 def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:
-    # Pandas writes nanoseconds where Spark has microseconds.
-    return (
-        column
-        if column.type == type_
-        else pc.cast(column, options=pc.CastOptions(type_, allow_time_truncate=True))
-    )
+    if column.type == type_:
+        return column
+    # Nanoseconds, as pandas writes them, become Spark's microseconds.
+    return pc.cast(column, options=pc.CastOptions(type_, allow_time_truncate=True))
 
 
 def _first_byte(chunk: pq.ColumnChunkMetaData) -> int:

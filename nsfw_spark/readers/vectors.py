@@ -141,7 +141,7 @@ class NpyReader:
                 yield self._cut(part, rows.first, there.stop, error)
                 return
         if num_complete < num_rows and num_complete in wanted:
-            yield self._cut(part, num_complete, num_rows, f"it ends at byte {npy.file.size()}")
+            yield self._cut(part, num_complete, num_rows, "the file ends there")
         if metadata is not None and metadata.metadata.num_rows != npy.num_rows and part.part == 0:
             yield self._lost(part, _unequal(part.path, npy, metadata))
 
@@ -228,9 +228,8 @@ def _chunk(columns: pa.RecordBatch, lists: pa.Array, dimension: int) -> VectorCh
         vectors = np.asarray(values, np.float32).reshape(-1, dimension)
     if is_whole:
         return VectorChunk(columns, vectors, _not_finite(vectors))
-    all_vectors = np.ones(
-        (len(lengths), dimension), np.float32
-    )  # of problems: anything that is no further one
+    # Rows without a vector hold anything that is not a second problem.
+    all_vectors = np.ones((len(lengths), dimension), np.float32)
     all_vectors[fitting] = vectors
     problems = _not_finite(all_vectors)
     for row in np.flatnonzero(~fitting).tolist():

@@ -12,12 +12,12 @@ modification times that the same file system gave: no two clocks are compared.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import errno
 import fcntl
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -298,7 +298,8 @@ class Lease:
                 holder = self._read()
                 if holder not in (None, self._holder):
                     self._is_lost.set()
-                    _thread.interrupt_main()  # as Ctrl-C does: the run stops in order
+                    # As Ctrl-C: the run stops in order.
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
                 write_text(self._spark, self._uri, self._holder.as_json(), overwrite=True)
             except (Py4JError, OSError):

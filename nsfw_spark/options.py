@@ -45,10 +45,16 @@ class JobOptions(BaseModel):
     """URI of the images: any that Spark reads."""
     output: str
     """URI of a directory for the tables, or a catalog schema: `catalog.schema`."""
-    format: Literal["auto", "files"] = "auto"
-    """What INPUT is; `auto` takes a directory of image files."""
+    format: Literal["auto", "files", "webdataset", "parquet", "delta", "embeddings", "cloudfiles"] = "auto"
+    """What INPUT holds: `files`, `webdataset`, `parquet`, `delta`, `embeddings`, `cloudfiles`; `auto` looks."""
     glob: str | None = None
-    """Only files whose names match, such as `*.{jpg,png}`; default: all files."""
+    """Only files whose names match, such as `*.{jpg,png}`; default: all that the format expects."""
+    content_column: str | None = None
+    """Column with the images, or the embeddings; default: found by its type."""
+    id_column: str | None = None
+    """Column whose values become image_id, unique and not null; default: image_id, else where the row lies."""
+    carry: str = "all"
+    """Columns of the source to carry along: `all`, `none`, or names with commas between them."""
     model: str = "laion-vit-l-14"
     """A built-in model card, or the path of a card file."""
     model_dir: Path | None = None
@@ -73,6 +79,12 @@ class JobOptions(BaseModel):
     """Share of the run's images without a score above which the exit status is 3."""
     keep_content: bool = False
     """Keep the encoded images in the tables."""
+    keep_embedding: bool = False
+    """With `--format embeddings`: copy the embeddings into the tables."""
+    rescore: Literal["changed", "all"] | None = None
+    """`changed`: score changed files again; `all`: score all again, into a new version of the table."""
+    prune: bool = False
+    """Delete the rows of files that are gone."""
     checkpoints: str | None = None
     """URI for Spark's checkpoints; default OUT/_checkpoints."""
     allow_random_weights: bool = False

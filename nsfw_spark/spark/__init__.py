@@ -9,7 +9,7 @@ content), `udf` (content → score), `tables` (image_scores), `reconcile` (files
 from __future__ import annotations
 
 from nsfw_spark.spark.filtered import keep_safe
-from nsfw_spark.spark.sources import read_images
+from nsfw_spark.spark.images import read_images
 from nsfw_spark.spark.udf import score_images, score_udf
 
 __all__ = ["keep_safe", "read_images", "score_images", "score_udf"]

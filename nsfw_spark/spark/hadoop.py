@@ -5,6 +5,7 @@ Spark has no public way from Python to its file systems; all use of the private 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,22 @@ def list_names(spark: SparkSession, uri: str) -> list[str]:
 def name_matcher(spark: SparkSession, glob: str) -> Any:  # noqa: ANN401 - org.apache.hadoop.fs.GlobPattern
     """Return what Spark's pathGlobFilter matches file names with."""
     return spark._jvm.org.apache.hadoop.fs.GlobPattern(glob)  # type: ignore[union-attr]  # noqa: SLF001
+
+
+def settings(spark: SparkSession, prefixes: Sequence[str]) -> dict[str, str]:
+    """Return Hadoop's settings whose names begin with one of the prefixes, references in them resolved."""
+    configuration = spark._jsc.hadoopConfiguration()  # noqa: SLF001
+    return {
+        prefix + name: str(value)
+        for prefix in prefixes
+        for name, value in configuration.getPropsWithPrefix(prefix).items()
+    }
+
+
+def delete(spark: SparkSession, uri: str) -> None:
+    """Delete a file, or a directory and all in it, if it is there."""
+    files, path = file_system(spark, uri)
+    files.delete(path, True)  # noqa: FBT003 - Java has no keywords
 
 
 def local_path(spark: SparkSession, uri: str) -> Path | None:
@@ -79,9 +96,3 @@ def modified_ms(spark: SparkSession, uri: str) -> int:
     """
     files, path = file_system(spark, uri)
     return int(files.getFileStatus(path).getModificationTime())
-
-
-def delete(spark: SparkSession, uri: str) -> None:
-    """Delete a file, or a directory and all in it, if it is there."""
-    files, path = file_system(spark, uri)
-    files.delete(path, True)  # noqa: FBT003 - Java has no keywords

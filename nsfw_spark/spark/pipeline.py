@@ -1,36 +1,43 @@
 """The flow: source → scorer → image_scores → filtered tables.
 
-The job is a stream that ends. Spark's checkpoint knows which files it has seen and Delta's log which
-micro-batches were written, so a job that was killed, or that runs each night, takes up exactly what is new.
+The job is a stream that ends. Spark's checkpoint knows what it has seen and Delta's log which micro-batches
+were written, so a job that was killed, or that runs each night, takes up exactly what is new.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
+import sys
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
 
 from nsfw_spark.errors import ConfigError, TableError
-from nsfw_spark.model import ModelSpec
-from nsfw_spark.model_card import ModelCard, load_card
 from nsfw_spark.options import JobOptions
-from nsfw_spark.spark import filtered, schema, sources, tables
+from nsfw_spark.spark import filtered, schema, tables, versions
+from nsfw_spark.spark.checkpoints import find_checkpoint, last_batch
 from nsfw_spark.spark.gpu import num_visible_gpus
-from nsfw_spark.spark.hadoop import exists
+from nsfw_spark.spark.interrupted import account_for_interrupted
+from nsfw_spark.spark.lock import one_run_at_a_time
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import OBSERVATION, Counts, counting_columns, follow
-from nsfw_spark.spark.reconcile import account_for_skipped, last_batch
+from nsfw_spark.spark.reconcile import account_for_skipped
+from nsfw_spark.spark.rescore import check_comparable, prune, rescore_changed
+from nsfw_spark.spark.scoring import ImageScoring, VectorScoring, choose_scoring, score_listed
 from nsfw_spark.spark.session import executor_cores, get_session, num_slots
-from nsfw_spark.spark.summary import Clock, Summary, count_tables, finish_run
+from nsfw_spark.spark.sources import Limit, Source, SourceOptions, open_source
+from nsfw_spark.spark.summary import Clock, Summary, count_run, count_tables, finish_run
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output
-from nsfw_spark.spark.udf import add_scores, driver_fingerprint, new_run_id
-from nsfw_spark.spark.worker import ScorerSpec
+from nsfw_spark.spark.udf import model_columns, new_run_id
 
 _MICRO_BATCH_SECONDS: Final = 60  # a micro-batch costs 2 s of its own: make it a minute's work
 _DECODES_PER_SECOND: Final = 500  # of one core, photographs of half a megapixel
+_VECTORS_PER_SECOND: Final = 25_000  # of one core, LAION's L/14 head
+_STAGES_OF_RUN: Final = ("decode_seconds", "wait_seconds", "encode_seconds", "batch_fill")
 
 
 def run_job(options: JobOptions, *, with_filter: bool = True) -> Summary:
@@ -43,56 +50,19 @@ def run_job(options: JobOptions, *, with_filter: bool = True) -> Summary:
     Raises:
         ConfigError: An option or the model card is wrong, or the weights are random.
         InputError: The input is missing or empty.
-        TableError: The output belongs to something else.
+        TableError: The output belongs to something else, or another run is writing to it.
         WeightsError: Weights absent, or not the ones that the card pins.
     """
-    model, fingerprint = _model(options)
+    _check_options(options)
     policy = Policy.of(options)
+    scoring = choose_scoring(options)
     spark = get_session()
-    clock, output, run_id = Clock(), Output.of(options), new_run_id()
-    columns = schema.image_scores(keep_content=options.keep_content)
-    input_uri = sources.check_directory(spark, str(options.input), glob=options.glob)
-    tables.check_output(spark, output, columns, model.card.name, fingerprint)
-    filtered.check_filter(spark, output, policy, columns)
-    checkpoint = _checkpoint(spark, output, input_uri)
-    tables.create_image_scores(spark, output, columns, model.card.name, fingerprint)
-
-    images = sources.stream_images(
-        spark, input_uri, files_per_batch=_files_per_batch(spark, options, model.card), glob=options.glob
-    )
-    # Bytes that Spark does not read need not be copied, several times, on their way to Python.
-    is_local = input_uri.startswith("file:") and not options.keep_content
-    spec = ScorerSpec(
-        model, options.max_pixels, options.host, options.host_timeout_seconds, executor_cores(spark)
-    )
-    scored = add_scores(images, spec, fingerprint, run_id, from_path=is_local, with_stages=True)
-    scored = scored.withColumnRenamed("modificationTime", "modification_time")
-    counted = scored.observe(OBSERVATION, *counting_columns(policy)).select(columns.names)
-    counts = _write(counted, output, checkpoint)
-    accounted = last_batch(spark, checkpoint)
-    if (before := tables.last_accounted_batch(spark, output, input_uri)) < accounted:
-        row = _model_columns(model.card, fingerprint, run_id)
-        num_skipped = account_for_skipped(
-            spark, output, checkpoint, after_batch=before, num_rows=counts.images, row=row
-        )
-        counts += Counts(images=num_skipped)
-    score_seconds = clock.seconds()
-    if with_filter:
-        filtered.update_filtered(spark, output, policy)
-
-    run = _model_columns(model.card, fingerprint, run_id) | {
-        "command": "run" if with_filter else "score",
-        "input": input_uri,
-        "last_batch": accounted,
-        "score_seconds": score_seconds,
-        "decode_seconds": counts.stages.decode_seconds,
-        "wait_seconds": counts.stages.wait_seconds,
-        "encode_seconds": counts.stages.encode_seconds,
-        "batch_fill": counts.stages.batch_fill,
-        "threshold": policy.threshold if with_filter else None,
-        "policy": policy.text if with_filter else None,
-    }
-    return finish_run(spark, output, clock, counts, run)
+    scoring = scoring.on_executors_with(executor_cores(spark))
+    source = open_source(spark, _source_options(options, scoring))
+    output = Output.of(options)
+    job = _Job(spark, options, source, scoring, policy, output, new_run_id(), with_filter=with_filter)
+    with one_run_at_a_time(spark, output):
+        return job.run()
 
 
 def filter_job(options: JobOptions) -> Summary:
@@ -111,22 +81,145 @@ def filter_job(options: JobOptions) -> Summary:
         )
     tables.properties(spark, output)
     filtered.check_filter(spark, output, policy, spark.table(output.name(IMAGE_SCORES)).schema)
-    filtered.update_filtered(spark, output, policy)
-    totals = count_tables(spark, output)
-    ok = totals["safe_images"] + totals["flagged_images"]
-    counts = Counts(totals[IMAGE_SCORES], ok, totals["safe_images"])
-    run = {
-        "run_id": new_run_id(),
-        "command": "filter",
-        "score_seconds": 0.0,
-        "threshold": policy.threshold,
-        "policy": policy.text,
-    }
-    return finish_run(spark, output, clock, counts, run)
+    with one_run_at_a_time(spark, output):
+        account_for_interrupted(spark, output)
+        filtered.update_filtered(spark, output, policy)
+        totals = count_tables(spark, output)
+        ok = totals["safe_images"] + totals["flagged_images"]
+        counts = Counts(totals[IMAGE_SCORES], ok, totals["safe_images"])
+        run = {
+            "run_id": new_run_id(),
+            "command": "filter",
+            "score_seconds": 0.0,
+            "threshold": policy.threshold,
+            "policy": policy.text,
+        }
+        return finish_run(spark, output, clock, counts, run)
 
 
-def _model(options: JobOptions) -> tuple[ModelSpec, str]:
-    """Return what to score with, and its fingerprint; what is wrong here is said before Spark starts."""
+@dataclass(frozen=True)
+class _Job:
+    """One run, in the order of its methods."""
+
+    spark: SparkSession
+    options: JobOptions
+    source: Source
+    scoring: ImageScoring | VectorScoring
+    policy: Policy
+    output: Output
+    run_id: str
+    with_filter: bool
+
+    def run(self) -> Summary:
+        """Score, then filter, then say so in the table `runs`."""
+        clock = Clock()
+        account_for_interrupted(self.spark, self.output)
+        is_new_version = self.options.rescore == "all" and self.output.exists(self.spark, IMAGE_SCORES)
+        counts, checkpoint = self._score_all_again() if is_new_version else self._score_new(self.output)
+        if self.options.rescore == "changed" or self.options.prune:
+            counts = self._follow_changes(counts)
+        score_seconds = clock.seconds()
+        if self.with_filter:
+            filtered.update_filtered(self.spark, self.output, self.policy)
+        run = self._model_columns() | {
+            **self._origin(),
+            "checkpoint": checkpoint.rpartition("/")[2],
+            "last_batch": last_batch(self.spark, checkpoint),
+            "score_seconds": score_seconds,
+            **{name: getattr(counts.stages, name) for name in _STAGES_OF_RUN},
+            "normalized": int(counts.stages.normalized),
+            "threshold": self.policy.threshold if self.with_filter else None,
+            "policy": self.policy.text if self.with_filter else None,
+        }
+        return finish_run(self.spark, self.output, clock, counts, run)
+
+    def _score_new(self, target: Output, *, generation: int | None = None) -> tuple[Counts, str]:
+        """Append to the target's image_scores what its checkpoint has not seen; return that checkpoint too."""
+        spark, source, scoring = self.spark, self.source, self.scoring
+        columns = schema.image_scores(source.columns, keep_content=self.options.keep_content)
+        tables.check_output(spark, target, columns, scoring.card.name, scoring.fingerprint)
+        filtered.check_filter(spark, target, self.policy, columns)
+        filtered.check_filter(spark, self.output, self.policy, columns)
+        if generation is None:
+            generation = versions.generation(spark, target)
+        checkpoint = find_checkpoint(spark, target, source, generation)
+        tables.ensure_image_scores(spark, target, columns, scoring.card.name, scoring.fingerprint)
+        listed = source.stream(_limit(spark, self.options, scoring))
+        scored = score_listed(listed, source.reader, scoring, self._scored_columns(columns))
+        counted = scored.observe(OBSERVATION, *counting_columns(self.policy))
+        rows = self._with_model(counted).select(columns.names)
+        counts = _write(rows, target, checkpoint, self._origin())
+        counts += Counts(images=self._account_for_skipped(target, checkpoint, counts))
+        return counts, checkpoint
+
+    def _account_for_skipped(self, target: Output, checkpoint: str, counts: Counts) -> int:
+        """Add a row for each file that Spark listed and passed over; return how many."""
+        before = tables.last_accounted_batch(self.spark, self.output, checkpoint.rpartition("/")[2])
+        if self.source.file_column is None or before >= last_batch(self.spark, checkpoint):
+            return 0
+        return account_for_skipped(
+            self.spark,
+            target,
+            checkpoint,
+            self.source.file_column,
+            after_batch=before,
+            num_rows=counts.images,
+            row=self._model_columns(),
+        )
+
+    def _score_all_again(self) -> tuple[Counts, str]:
+        """Score all into a table apart, whose rows then replace those of image_scores in one commit."""
+        generation = versions.generation(self.spark, self.output) + 1
+        apart = versions.apart(self.output, self.scoring.fingerprint)
+        counts, checkpoint = self._score_new(apart, generation=generation)
+        versions.adopt(self.spark, apart, self.output, generation)
+        return counts, checkpoint
+
+    def _follow_changes(self, counts: Counts) -> Counts:
+        """Score changed files again, delete the rows of files that are gone; return the counts with these."""
+        source = check_comparable(self.source, "--prune" if self.options.prune else "--rescore changed")
+        if self.options.rescore == "changed":
+            columns = self.spark.table(self.output.name(IMAGE_SCORES)).schema
+            ours = schema.image_scores(source.columns, keep_content=self.options.keep_content)
+
+            def score(listed: DataFrame) -> DataFrame:
+                scored = score_listed(listed, source.reader, self.scoring, self._scored_columns(ours))
+                known = self._with_model(scored).select(ours.names)
+                absent = [field for field in columns if field.name not in ours.names]
+                nulls = {field.name: F.lit(None).cast(field.dataType) for field in absent}
+                return known.withColumns(nulls).select(columns.names)
+
+            if rescore_changed(self.spark, self.output, source, score):
+                counts = count_run(self.spark, self.output, self.run_id, self.policy, counts.stages)
+        if self.options.prune:
+            num_gone = prune(self.spark, self.output, source)
+            sys.stderr.write(f"nsfw-spark: --prune deleted {num_gone:,} rows of files that are gone\n")
+        return counts
+
+    def _origin(self) -> dict[str, str]:
+        """Return what `runs` says of this run even if it does not live to say so: part of each commit."""
+        return {"command": "run" if self.with_filter else "score", "input": self.source.uri}
+
+    def _scored_columns(self, columns: StructType) -> StructType:
+        """Return those columns of image_scores that the executors fill, and the stages."""
+        here = {*schema.MODEL.names}
+        return StructType([*(field for field in columns if field.name not in here), schema.STAGES])
+
+    def _with_model(self, scored: DataFrame) -> DataFrame:
+        return scored.withColumns(model_columns(self.scoring.card, self.scoring.fingerprint, self.run_id))
+
+    def _model_columns(self) -> dict[str, Any]:
+        """Return the values of `schema.MODEL` for rows that no executor made."""
+        return {
+            "model": self.scoring.card.name,
+            "model_fingerprint": self.scoring.fingerprint,
+            "run_id": self.run_id,
+            "scored_at": datetime.now(UTC),
+        }
+
+
+def _check_options(options: JobOptions) -> None:
+    """Say what is wrong with the options before Spark starts."""
     if options.input is None:
         raise ConfigError("no INPUT was given; expected the URI of a directory with images")
     if options.is_schema and options.checkpoints is None:
@@ -134,24 +227,28 @@ def _model(options: JobOptions) -> tuple[ModelSpec, str]:
             f"output {options.output} is a catalog schema; expected --checkpoints URI with it, a directory "
             f"for Spark's checkpoints. (For a directory of that name, write ./{options.output})"
         )
-    card = load_card(options.model)
-    if card.has_random_weights and not options.allow_random_weights:
-        raise ConfigError(
-            f"the model {card.name} has random weights, so its scores mean nothing. Choose another model, "
-            "or pass --allow-random-weights for a test"
-        )
-    model_dir = options.model_dir and options.model_dir.absolute()  # the workers' directory is another
-    model = ModelSpec(card, model_dir, options.device, options.batch_size)
-    return model, driver_fingerprint(model)
 
 
-def _write(scored: DataFrame, output: Output, checkpoint: str) -> Counts:
+def _source_options(options: JobOptions, scoring: ImageScoring | VectorScoring) -> SourceOptions:
+    return SourceOptions(
+        str(options.input),
+        options.format,
+        options.glob,
+        options.content_column,
+        options.id_column,
+        options.carry,
+        scoring.card.encoder.embedding_dim,
+    )
+
+
+def _write(scored: DataFrame, output: Output, checkpoint: str, origin: dict[str, str]) -> Counts:
     """Append to image_scores with Delta's own streaming sink, and wait for the end."""
     writer = (
         scored.writeStream.format("delta")
         .outputMode("append")
         .queryName("nsfw-spark: score")
         .option("checkpointLocation", checkpoint)
+        .option("userMetadata", json.dumps(origin))
         .trigger(availableNow=True)
     )
     if output.is_schema:
@@ -159,39 +256,16 @@ def _write(scored: DataFrame, output: Output, checkpoint: str) -> Counts:
     return follow(writer.start(output.path(IMAGE_SCORES)))
 
 
-def _checkpoint(spark: SparkSession, output: Output, input_uri: str) -> str:
-    """Return the checkpoint of this input, one for each, so that an output can have several.
-
-    Raises:
-        TableError: Images of this input were scored, and their checkpoint is gone.
-    """
-    key = hashlib.sha256(input_uri.encode()).hexdigest()[:12]
-    checkpoint = f"{output.checkpoints}/{IMAGE_SCORES}-{key}"
-    if not exists(spark, checkpoint) and output.exists(spark, IMAGE_SCORES):
-        scored = spark.table(output.name(IMAGE_SCORES))
-        if not scored.filter(F.col("image_id").startswith(f"{input_uri}/")).isEmpty():
-            raise TableError(
-                f"{output.name(IMAGE_SCORES)} holds images of {input_uri}, and there is no checkpoint "
-                f"{checkpoint} that says which: all would be scored twice. Restore it, or choose "
-                "another --output"
-            )
-    return checkpoint
-
-
-def _files_per_batch(spark: SparkSession, options: JobOptions, card: ModelCard) -> int:
-    """Return how many files are about a minute's work."""
+def _limit(spark: SparkSession, options: JobOptions, scoring: ImageScoring | VectorScoring) -> Limit:
+    """Return what is about a minute's work."""
     if options.files_per_batch != "auto":
-        return options.files_per_batch
+        return Limit(options.files_per_batch, options.files_per_batch)
     slots = num_slots(spark) or 1
+    if isinstance(scoring, VectorScoring):
+        return Limit(slots * _VECTORS_PER_SECOND * _MICRO_BATCH_SECONDS)
     gpus_a_task = float(spark.conf.get("spark.task.resource.gpu.amount", "0") or 0)
     num_gpus = 0.0 if options.device == "cpu" else slots * gpus_a_task or num_visible_gpus()
-    cost = card.seconds_per_image
+    cost = scoring.card.seconds_per_image
     scored = num_gpus / cost.cuda if num_gpus else slots / cost.cpu
     per_second = min(scored, slots * _DECODES_PER_SECOND)
-    return max(64, round(per_second * _MICRO_BATCH_SECONDS))
-
-
-def _model_columns(card: ModelCard, fingerprint: str, run_id: str) -> dict[str, Any]:
-    """Return the values of `schema.MODEL` for rows that no executor made."""
-    now = datetime.now(UTC)
-    return {"model": card.name, "model_fingerprint": fingerprint, "run_id": run_id, "scored_at": now}
+    return Limit(max(64, round(per_second * _MICRO_BATCH_SECONDS)))

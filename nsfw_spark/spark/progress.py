@@ -58,10 +58,17 @@ class Counts:
 def counting_columns(policy: Policy) -> list[Column]:
     """Return what to observe of image_scores' rows, for `follow` to read."""
     return [
+        *row_counts(policy),
+        *(F.sum(F.col(STAGES.name)[i]).alias(stage.name) for i, stage in enumerate(fields(Stages))),
+    ]
+
+
+def row_counts(policy: Policy) -> list[Column]:
+    """Return the first three fields of `Counts`, as aggregates of image_scores' rows."""
+    return [
         F.count(F.lit(1)).alias("images"),
         F.count(F.when(F.col("status") == "ok", 1)).alias("ok"),
         F.count(F.when(policy.is_safe(), 1)).alias("safe"),
-        *(F.sum(F.col(STAGES.name)[i]).alias(stage.name) for i, stage in enumerate(fields(Stages))),
     ]
 
 

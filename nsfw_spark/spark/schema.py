@@ -5,8 +5,11 @@ The README's table, the UDF's result and the Delta tables all follow these; a te
 
 from __future__ import annotations
 
+import inspect
 from typing import Final
 
+import pyarrow as pa
+from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import (
     ArrayType,
     BinaryType,
@@ -56,10 +59,13 @@ MODEL: Final = StructType(
 )
 """What a run adds to each image."""
 
-CARRIED: Final = StructType(
-    [_column("modification_time", TimestampType(), "of the file, when it was scored")]
+MODIFICATION_TIME: Final = _column("modification_time", TimestampType(), "of the file, when it was scored")
+"""What sources know whose images lie in files."""
+
+SOURCE_FILE: Final = _column(
+    "source_file", StringType(), "URI of the file that holds this image among others"
 )
-"""What the source `files` knows besides."""
+"""What sources know besides whose files hold many images."""
 
 STAGES: Final = _column("_stages", ArrayType(DoubleType()), "fields of scorer.Stages, of a few rows")
 """Travels with the rows to where they are counted, and is dropped before they are written."""
@@ -78,7 +84,9 @@ RUNS: Final = StructType(
         _column("wait_seconds", DoubleType(), "of all tasks together, waiting for the model"),
         _column("encode_seconds", DoubleType(), "of all models together, encoding"),
         _column("batch_fill", DoubleType(), "0 to 1: how full the forward passes were; null without any"),
+        _column("normalized", LongType(), "embeddings of the input that were not of unit length"),
         _column("input", StringType(), "where the images came from"),
+        _column("checkpoint", StringType(), "name of what Spark remembers of this input"),
         _column("outcome", StringType(), "done, or interrupted: then a later run wrote this row"),
         _column("last_batch", LongType(), "last micro-batch of this input, all of whose files have rows"),
         _column("images", LongType(), "rows that this run added to image_scores"),
@@ -97,7 +105,26 @@ RUNS: Final = StructType(
 """One row a run."""
 
 
-def image_scores(*, keep_content: bool) -> StructType:
-    """Return the columns of `image_scores` and of the three filtered tables."""
+def image_scores(source: StructType, *, keep_content: bool) -> StructType:
+    """Return the columns of `image_scores` and of the three filtered tables.
+
+    Args:
+        source: What the source gives: `image_id`, and what it carries along.
+        keep_content: Whether the encoded images are kept.
+    """
+    image_id, *carried = source.fields
     content = [CONTENT] if keep_content else []
-    return StructType([IMAGE_ID, *SCORE.fields, *MODEL.fields, *CARRIED.fields, *content])
+    return StructType([image_id, *SCORE.fields, *MODEL.fields, *carried, *content])
+
+
+def is_ours(name: str) -> bool:
+    """Whether a column of image_scores has this name, upper and lower case alike, whatever the source."""
+    ours = [IMAGE_ID, *SCORE, *MODEL, MODIFICATION_TIME, SOURCE_FILE, CONTENT, STAGES]
+    return name.lower() in {field.name for field in ours}
+
+
+def arrow_schema(columns: StructType) -> pa.Schema:
+    """Return Spark's columns as Arrow's."""
+    # Spark 4.2 wants to be told the time zone of timestamps, which earlier versions took for UTC.
+    zone = {"timezone": "UTC"} if "timezone" in inspect.signature(to_arrow_schema).parameters else {}
+    return to_arrow_schema(columns, **zone)  # type: ignore[arg-type]

@@ -12,8 +12,10 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 import nsfw_spark
+from nsfw_spark.scorer import Stages
 from nsfw_spark.spark import schema, tables
-from nsfw_spark.spark.progress import Counts
+from nsfw_spark.spark.policy import Policy
+from nsfw_spark.spark.progress import Counts, row_counts
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 
 _UNSCORED_SHOWN: Final = 5
@@ -74,6 +76,13 @@ def finish_run(
     times = {"started_at": clock.at, "filter_seconds": summary.seconds - run["score_seconds"]}
     tables.append_run(spark, output, {**run, **counted, **times, "versions": _versions()})
     return summary
+
+
+def count_run(spark: SparkSession, output: Output, run_id: str, policy: Policy, stages: Stages) -> Counts:
+    """Count the rows of a run that are in image_scores, with the time that went into them."""
+    rows = spark.table(output.name(IMAGE_SCORES)).filter(F.col("run_id") == run_id)
+    found = rows.agg(*row_counts(policy)).first()
+    return Counts(*(found or ()), stages)
 
 
 def _unscored(spark: SparkSession, output: Output, run_id: str) -> list[tuple[str, str, str]]:

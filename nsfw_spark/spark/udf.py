@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from dataclasses import astuple
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import StructField, StructType
@@ -23,16 +22,15 @@ from pyspark.sql.types import StructField, StructType
 from nsfw_spark.decode import DEFAULT_MAX_PIXELS
 from nsfw_spark.errors import InputError
 from nsfw_spark.model import ModelSpec
-from nsfw_spark.model_card import load_card
-from nsfw_spark.scorer import ImageScore, Stages
-from nsfw_spark.spark.schema import MODEL, SCORE, STAGES
+from nsfw_spark.model_card import ModelCard, load_card
+from nsfw_spark.scorer import ImageScore
+from nsfw_spark.spark.schema import MODEL, SCORE
 from nsfw_spark.spark.session import check_memory, executor_cores
 from nsfw_spark.spark.worker import ScorerSpec, task_scorer
 from nsfw_spark.weights import fingerprint, locate_weights
 
 # Column comments are no part of what a UDF returns: Spark would find that its schema differs.
 _RETURNED = StructType([StructField(field.name, field.dataType) for field in SCORE.fields])
-_RETURNED_WITH_STAGES = StructType([*_RETURNED.fields, StructField(STAGES.name, STAGES.dataType)])
 _ROWS_RETURNED = 64  # at once to Spark: as small as an Arrow batch of images, as large as costs nothing
 
 
@@ -99,29 +97,7 @@ def score_images(  # noqa: PLR0913 - all but the first are keywords with default
     check_memory(images.sparkSession)
     model_spec = ModelSpec(load_card(model), _absolute(model_dir), device, batch_size)
     spec = ScorerSpec(model_spec, host=host, host_threads=executor_cores(images.sparkSession))
-    return add_scores(images, spec, driver_fingerprint(model_spec), run_id or new_run_id())
-
-
-def add_scores(
-    images: DataFrame,
-    spec: ScorerSpec,
-    fingerprint: str,
-    run_id: str,
-    *,
-    from_path: bool = False,
-    with_stages: bool = False,
-) -> DataFrame:
-    """Add a score to each image: see `score_images`.
-
-    Args:
-        images: With a binary column `content`.
-        spec: What to score with.
-        fingerprint: The model's, as the driver computed it.
-        run_id: Written into each row.
-        from_path: Read the files of the column `path` in the Python worker. Spark then does not read
-            `content`, unless another part of the query asks for it.
-        with_stages: Add `schema.STAGES`: where the tasks' time went.
-    """
+    fingerprint = driver_fingerprint(model_spec)
     if dict(images.dtypes).get("content") != "binary":
         raise InputError(
             f"the images have the columns {', '.join(images.columns)}; expected a binary column `content` "
@@ -131,19 +107,21 @@ def add_scores(
     if taken := sorted(set(ours) & set(images.columns)):
         raise InputError(f"the images already have a column {', '.join(taken)}: rename or drop it first")
     carried = [name for name in images.columns if name != "length"]
-    score = udf_of(spec, fingerprint, from_path=from_path, with_stages=with_stages)
     return (
-        images.withColumn("_score", score(F.col("path" if from_path else "content")))
+        images.withColumn("_score", udf_of(spec, fingerprint)("content"))
         .select(*carried, "_score.*")
-        .withColumns(
-            {
-                "model": F.lit(spec.model.card.name),
-                "model_fingerprint": F.lit(fingerprint),
-                "run_id": F.lit(run_id),
-                "scored_at": F.current_timestamp(),
-            }
-        )
+        .withColumns(model_columns(model_spec.card, fingerprint, run_id or new_run_id()))
     )
+
+
+def model_columns(card: ModelCard, fingerprint: str, run_id: str) -> dict[str, Column]:
+    """Return the columns of `schema.MODEL` for rows that executors make."""
+    return {
+        "model": F.lit(card.name),
+        "model_fingerprint": F.lit(fingerprint),
+        "run_id": F.lit(run_id),
+        "scored_at": F.current_timestamp(),
+    }
 
 
 def _absolute(model_dir: str | Path | None) -> Path | None:
@@ -165,39 +143,24 @@ def driver_fingerprint(model: ModelSpec) -> str:
     return fingerprint(model.card, locate_weights(model.card, model.model_dir, download=True))
 
 
-def udf_of(
-    spec: ScorerSpec, expected_fingerprint: str, *, from_path: bool = False, with_stages: bool = False
-) -> Any:  # noqa: ANN401 - see score_udf
+def udf_of(spec: ScorerSpec, expected_fingerprint: str) -> Any:  # noqa: ANN401 - see score_udf
     """Return the UDF for a spec, which fails where an executor's weights are not the driver's."""
 
-    @pandas_udf(_RETURNED_WITH_STAGES if with_stages else _RETURNED)  # type: ignore[call-overload, untyped-decorator]
+    @pandas_udf(_RETURNED)  # type: ignore[call-overload, untyped-decorator]
     def nsfw(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
         # Batches of the model are formed across Arrow batches: Spark wants the same rows in the same
         # order, and does not mind where they are cut.
-        values = chain.from_iterable(batches)
         with task_scorer(spec, expected_fingerprint) as scorer:
-            rows = scorer.stream(map(_read_file, values) if from_path else values)
+            rows = scorer.stream(chain.from_iterable(batches))
             while some := list(islice(rows, _ROWS_RETURNED)):
-                stages = scorer.take_stages() if with_stages else None
-                yield _frame(some, stages)
+                yield _frame(some)
 
     # Not deterministic, says this, so that Spark never runs the model twice for a filter on its result.
     return nsfw.asNondeterministic()
 
 
-def _read_file(path: str) -> bytes | None:
-    """Read a file of this machine, named as Hadoop does (`file:/a b.jpg`); None where it cannot be read."""
-    try:
-        return Path(path.removeprefix("file:")).read_bytes()
-    except OSError:
-        return None
-
-
-def _frame(rows: list[ImageScore], stages: Stages | None) -> pd.DataFrame:
-    """Turn scores into the frame that Spark wants: one object column a field, None for null.
-
-    The first row carries the time that went into all of them.
-    """
+def _frame(rows: list[ImageScore]) -> pd.DataFrame:
+    """Turn scores into the frame that Spark wants: one object column a field, None for null."""
     columns = {}
     for name in SCORE.names:
         values = [getattr(row, name) for row in rows]
@@ -205,6 +168,4 @@ def _frame(rows: list[ImageScore], stages: Stages | None) -> pd.DataFrame:
             # Spark makes a list of each vector; from numbers of Python's own that is three times faster.
             values = [None if vector is None else vector.tolist() for vector in values]
         columns[name] = pd.Series(values, dtype=object)
-    if stages is not None:
-        columns[STAGES.name] = pd.Series([astuple(stages), *[None] * (len(rows) - 1)], dtype=object)
     return pd.DataFrame(columns)

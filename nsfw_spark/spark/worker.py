@@ -20,6 +20,7 @@ from nsfw_spark.decode import DEFAULT_MAX_PIXELS
 from nsfw_spark.errors import WeightsError
 from nsfw_spark.host import HostedModel, HostSpec, HostUnavailableError
 from nsfw_spark.model import Model, ModelSpec, Predictor, load_model
+from nsfw_spark.model_card import ModelCard
 from nsfw_spark.scorer import Scorer
 from nsfw_spark.spark.executor import this_executor
 from nsfw_spark.spark.gpu import task_device
@@ -57,13 +58,21 @@ def task_scorer(spec: ScorerSpec, expected_fingerprint: str) -> Iterator[Scorer]
     """
     model = replace(spec.model, device=task_device(spec.model.device))
     with _predictor(spec, model) as predictor:
-        if predictor.fingerprint != expected_fingerprint:
-            raise WeightsError(
-                f"this executor's {model.card.name} has the fingerprint {predictor.fingerprint}, the "
-                f"driver's {expected_fingerprint}: other weights lie here. Give all the same --model-dir, or "
-                "empty this node's Hugging Face cache."
-            )
+        check_fingerprint(predictor.fingerprint, expected_fingerprint, model.card)
         yield Scorer(model.card, predictor, max_pixels=spec.max_pixels)
+
+
+def check_fingerprint(found: str, expected: str, card: ModelCard) -> None:
+    """Make sure that this executor has the driver's model.
+
+    Raises:
+        WeightsError: Its weights are others.
+    """
+    if found != expected:
+        raise WeightsError(
+            f"this executor's {card.name} has the fingerprint {found}, the driver's {expected}: other weights "
+            "lie here. Give all the same --model-dir, or empty this node's Hugging Face cache."
+        )
 
 
 @contextmanager

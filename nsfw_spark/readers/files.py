@@ -1,0 +1,43 @@
+"""Image files on a disk that all executors see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+
+from nsfw_spark.errors import ImageError
+from nsfw_spark.readers.chunk import CHUNK_ROWS, Chunk
+
+COLUMNS: Final = pa.schema(
+    [("image_id", pa.string()), ("modification_time", pa.timestamp("us", "UTC"))],
+)
+
+
+@dataclass(frozen=True)
+class LocalFileReader:
+    """Reads each listed file whole, when the scorer asks for it.
+
+    *Because* on their way through Spark bytes are copied several times; from an object store Spark reads them,
+    with its own credentials: see `ContentReader`.
+    """
+
+    def read(self, listed: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+        """Yield the images of files: see `Reader.read`."""
+        for batch in listed:
+            for start in range(0, batch.num_rows, CHUNK_ROWS):
+                some = batch.slice(start, CHUNK_ROWS)
+                columns = [some.column("path"), some.column("modificationTime").cast(COLUMNS.types[1])]
+                paths = some.column("path").to_pylist()
+                yield Chunk(pa.RecordBatch.from_arrays(columns, schema=COLUMNS), map(_read_file, paths))
+
+
+def _read_file(path: str) -> bytes | ImageError:
+    """Read a file of this machine, named as Hadoop does (`file:/a b.jpg`)."""
+    try:
+        with open(path.removeprefix("file:"), "rb") as file:  # noqa: PTH123 - a Path would drop slashes
+            return file.read()
+    except OSError as error:
+        return ImageError("missing", f"the file was listed and could not be read ({error.strerror})")

@@ -1,0 +1,107 @@
+"""Keeps image_scores true to files that changed or went: `--rescore changed`, `--prune`.
+
+A job never does so by itself: a file that changed keeps its score until it is asked for, and the row of a file
+that was deleted stays. What is here compares the files that are there with the rows of image_scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Final
+
+from delta import DeltaTable
+from pyspark.sql import Column, DataFrame, Row, SparkSession
+from pyspark.sql import functions as F
+
+from nsfw_spark.errors import ConfigError
+from nsfw_spark.spark.hadoop import exists
+from nsfw_spark.spark.sources import ListedFiles, Source
+from nsfw_spark.spark.tables import IMAGE_SCORES, Output
+
+_FILES_AT_ONCE: Final = 1_000  # replaced in one commit; their names are part of its condition
+
+
+def check_comparable(source: Source, option: str) -> ListedFiles:
+    """Make sure that a source's files can be compared with the rows.
+
+    Raises:
+        ConfigError: Spark does not list files there.
+    """
+    if isinstance(source, ListedFiles) and source.file_column is not None:
+        return source
+    raise ConfigError(
+        f"{option} compares files with their rows, and {source.uri} is no directory of files; expected "
+        "--format files, webdataset, parquet or embeddings in files. For a Delta table: --rescore all"
+    )
+
+
+def changed_files(spark: SparkSession, output: Output, source: ListedFiles) -> DataFrame:
+    """Return those listed files whose modification time or length is not that of their rows, or that have none.
+
+    Returns:
+        `path`, `modificationTime` and `length` of each.
+    """
+    rows = _rows_of_files(spark, output, source)
+    listed = source.listing()
+    is_same = rows["modification_time"].eqNullSafe(listed["modificationTime"])
+    if source.file_column == "image_id":
+        is_same &= rows["length"].eqNullSafe(listed["length"])
+    return listed.join(rows, (rows["file"] == listed["path"]) & is_same, "left_anti")
+
+
+def rescore_changed(
+    spark: SparkSession, output: Output, source: ListedFiles, score: Callable[[DataFrame], DataFrame]
+) -> int:
+    """Score the files again that changed, and put their new rows in place of the old ones.
+
+    Args:
+        spark: The session.
+        output: Where image_scores lies.
+        source: Of the files.
+        score: Turns what the source lists into rows of image_scores.
+
+    Returns:
+        How many files that were. A thousand are replaced in one commit; a job that is killed goes on after them.
+    """
+    num_changed = 0
+    for files in _chunks(changed_files(spark, output, source)):
+        listed = source.listed_again(files)
+        names = [file.path for file in files]
+        score(listed).writeTo(output.name(IMAGE_SCORES)).overwrite(_file(source).isin(names))
+        num_changed += len(files)
+    return num_changed
+
+
+def prune(spark: SparkSession, output: Output, source: ListedFiles) -> int:
+    """Delete the rows of files that are gone; return how many rows that were."""
+    there = source.listing().select(F.col("path").alias("file"))
+    rows = _rows_of_files(spark, output, source)
+    gone = rows.join(there, "file", "left_anti").select("file", "image_id", "length")
+    # Spark lists no empty files: these are looked up one by one.
+    maybe_empty = gone.filter(F.coalesce("length", F.lit(0)) == 0).select("file").distinct()
+    empty = [row.file for row in maybe_empty.toLocalIterator() if exists(spark, row.file)]
+    gone = gone.filter(~F.col("file").isin(empty)).select("image_id").distinct().persist()
+    num_gone = gone.count()
+    if num_gone:
+        scores = DeltaTable.forName(spark, output.name(IMAGE_SCORES)).alias("rows")
+        scores.merge(gone.alias("gone"), "rows.image_id = gone.image_id").whenMatchedDelete().execute()
+    gone.unpersist()
+    return num_gone
+
+
+def _file(source: ListedFiles) -> Column:
+    return F.col(str(source.file_column))
+
+
+def _rows_of_files(spark: SparkSession, output: Output, source: ListedFiles) -> DataFrame:
+    """Return the rows of a source's files, and the `file` of each."""
+    file = _file(source)
+    of_source = file.startswith(f"{source.uri}/") | (file == source.uri)
+    return spark.table(output.name(IMAGE_SCORES)).filter(of_source).withColumn("file", file)
+
+
+def _chunks(files: DataFrame) -> Iterator[list[Row]]:
+    rows = files.toLocalIterator()
+    while some := list(islice(rows, _FILES_AT_ONCE)):
+        yield some

@@ -1,0 +1,66 @@
+"""What an input is, where the user did not say: `--format auto`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+from typing import Final
+
+from py4j.protocol import Py4JJavaError
+from pyspark.sql import SparkSession
+
+from nsfw_spark.errors import InputError
+from nsfw_spark.options import absolute_uri
+from nsfw_spark.spark.hadoop import exists
+from nsfw_spark.spark.sources.delta import is_table_name
+from nsfw_spark.spark.sources.listing import files_below
+from nsfw_spark.spark.sources.source import SourceOptions
+
+_FILES_SEEN: Final = 1_000
+_BY_SUFFIX: Final = {
+    ".tar": "webdataset",
+    ".tar.gz": "webdataset",
+    ".tgz": "webdataset",
+    ".tar.bz2": "webdataset",
+    ".tar.xz": "webdataset",
+    ".npy": "npy",
+    ".parquet": "parquet",
+}
+_BESIDE: Final = {"webdataset": {"parquet"}, "npy": {"parquet"}}
+"""What usually lies beside: img2dataset writes a Parquet file a tar, clip-retrieval one a .npy."""
+
+
+def detect_format(spark: SparkSession, options: SourceOptions) -> str:
+    """Look at an input and return what it is: `files`, `webdataset`, `parquet`, `npy` or `delta`.
+
+    Raises:
+        InputError: It holds several of them.
+    """
+    if is_table_name(spark, options.uri) or is_delta(spark, options.uri):
+        return "delta"
+    try:
+        names = list(islice(files_below(spark, absolute_uri(options.uri), options.glob), _FILES_SEEN))
+    except Py4JJavaError:
+        return "files"  # whose own check says what is wrong
+    found = Counter(_format_of(name) for name in names)
+    for main, beside in _BESIDE.items():
+        if main in found:
+            found = Counter({name: n for name, n in found.items() if name not in beside | {"files"}})
+    if len(found) > 1:
+        seen = " and ".join(f"{number} of {name}" for name, number in found.most_common())
+        raise InputError(
+            f"input {options.uri} holds files of several formats ({seen}); expected one. Say which: --format"
+        )
+    return next(iter(found), "files")
+
+
+def is_delta(spark: SparkSession, uri: str) -> bool:
+    """Whether there is a Delta table in this directory."""
+    try:
+        return exists(spark, f"{absolute_uri(uri).rstrip('/')}/_delta_log")
+    except Py4JJavaError:
+        return False
+
+
+def _format_of(name: str) -> str:
+    return next((format_ for suffix, format_ in _BY_SUFFIX.items() if name.lower().endswith(suffix)), "files")

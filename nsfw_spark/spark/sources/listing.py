@@ -1,0 +1,176 @@
+"""Lists files with Spark: the part that sources of files share.
+
+Spark's binaryFile format lists a directory and, as a stream, remembers what it has listed. Without its column
+`content` it opens no file, so a listed file may be of any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Final, TypeVar
+
+from py4j.protocol import Py4JJavaError
+from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql.types import BinaryType, LongType, StringType, StructField, StructType, TimestampType
+
+from nsfw_spark.errors import ImageError, InputError
+from nsfw_spark.options import absolute_uri
+from nsfw_spark.readers.storage import HADOOP_PREFIXES, Storage
+from nsfw_spark.spark.hadoop import file_system, name_matcher, settings
+from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions
+
+Reader = TypeVar("Reader")
+
+LISTED: Final = ("path", "modificationTime", "length")
+"""Columns of what is listed; a reader opens `path`."""
+
+# A stream's schema must be given; this one is fixed by the format.
+_BINARY_FILE: Final = StructType(
+    [
+        StructField("path", StringType()),
+        StructField("modificationTime", TimestampType()),
+        StructField("length", LongType()),
+        StructField("content", BinaryType()),
+    ]
+)
+_LISTED: Final = StructType([_BINARY_FILE[name] for name in LISTED])
+_FILES_TRIED: Final = 10  # to learn the columns from, if the first is damaged
+
+
+class ListedFiles(Source):
+    """A directory of files, with all below it, or one file.
+
+    Spark itself leaves out empty files, and those whose names begin with `_` or `.`.
+    """
+
+    holds: ClassVar[str] = "files"
+    """What the directory is expected to hold, for messages."""
+    glob: ClassVar[str | None] = None
+    """Names of such files; None: any."""
+    bytes_per_image: ClassVar[int | None] = None
+    """About; None where a file is one image."""
+    columns_read: ClassVar[tuple[str, ...]] = LISTED
+
+    def __init__(self, spark: SparkSession, options: SourceOptions) -> None:
+        self.spark = spark
+        self._glob = options.glob or self.glob
+        self.uri = self._checked(options)
+
+    def stream(self, limit: Limit) -> DataFrame:
+        """List what is new: see `Source.stream`."""
+        return self.prepared(self.files(limit))
+
+    def batch(self) -> DataFrame:
+        """List all that is there now: see `Source.batch`."""
+        return self.prepared(self.files())
+
+    def files(self, limit: Limit | None = None) -> DataFrame:
+        """Return binaryFile's columns: of new files, as a stream, or without a limit of all that are there."""
+        if limit is None:
+            return self._load(self.uri)
+        reader = (
+            self.spark.readStream.format("binaryFile")
+            .schema(_BINARY_FILE)
+            .options(**self._file_options())
+            .options(**self._limit_options(limit))
+            # The stream would skip, in silence, files a week older than the newest it has seen.
+            .option("maxFileAge", "36500d")
+            # A file that is deleted after it was listed would fail its micro-batch for ever.
+            .option("ignoreMissingFiles", "true")
+        )
+        return reader.load(self.uri)
+
+    def listing(self) -> DataFrame:
+        """List all files that are there now, and open none: `path`, `modificationTime`, `length`."""
+        return self.files().select(*LISTED)
+
+    def listed_again(self, files: list[Row]) -> DataFrame:
+        """Return what the reader gets of some files of a listing."""
+        return self.prepared(self.spark.createDataFrame(files, _LISTED))
+
+    def prepared(self, files: DataFrame) -> DataFrame:
+        """Return what the reader gets of the binaryFile columns."""
+        return files.select(*self.columns_read)
+
+    def storage(self) -> Storage:
+        """Return what Python workers open files with: the credentials are Spark's."""
+        return Storage(settings(self.spark, HADOOP_PREFIXES))
+
+    def learn(self, read: Callable[[str], Reader]) -> Reader:
+        """Return what `read` makes of the first file, or of one of the next if that is damaged.
+
+        Raises:
+            InputError: All that were tried are damaged.
+        """
+        problems = []
+        for uri in self._first_files(_FILES_TRIED):
+            try:
+                return read(uri)
+            except ImageError as error:
+                problems.append(f"{uri}: {error}")
+        raise InputError(
+            f"input {self.uri}: of its first {len(problems)} files none can be read; the first: {problems[0]}"
+        )
+
+    def _checked(self, options: SourceOptions) -> str:
+        """Make sure that there is something to list, without listing it all; return the full URI."""
+        matching = f" that matches {self._glob}" if self._glob else ""
+        try:
+            files, path = file_system(self.spark, absolute_uri(options.uri))
+            files.getFileStatus(path)
+        except Py4JJavaError as error:
+            said = str(error.java_exception.getMessage()).splitlines()[0]
+            raise InputError(f"input {options.uri} cannot be read: {said}. Expected a directory") from None
+        self.uri = str(path.toString())
+        if next(self._first_files(1), None) is None:
+            raise InputError(
+                f"input {options.uri} holds no file{matching}; expected a directory with {self.holds}"
+            )
+        return self.uri
+
+    def _first_files(self, number: int) -> Iterator[str]:
+        """Yield the URIs of some files that Spark would list."""
+        found = files_below(self.spark, self.uri, self._glob)
+        for _, uri in zip(range(number), found, strict=False):
+            yield uri
+
+    def _load(self, *uris: str) -> DataFrame:
+        reader = self.spark.read.format("binaryFile").options(**self._file_options())
+        return reader.schema(_BINARY_FILE).load(list(uris))
+
+    def _limit_options(self, limit: Limit) -> dict[str, str]:
+        if limit.num_files is not None:
+            return {"maxFilesPerTrigger": str(limit.num_files)}
+        if self.bytes_per_image is None:
+            return {"maxFilesPerTrigger": str(limit.num_images)}
+        return {"maxBytesPerTrigger": str(limit.num_images * self.bytes_per_image)}
+
+    def _file_options(self) -> dict[str, str]:
+        options = {"recursiveFileLookup": "true"}
+        if self._glob is not None:
+            options["pathGlobFilter"] = self._glob
+        return options
+
+
+def files_below(spark: SparkSession, uri: str, glob: str | None = None) -> Iterator[str]:
+    """Yield the URIs of the files that Spark would list: none that begin with `_` or `.`."""
+    files, path = file_system(spark, uri)
+    matcher = None if glob is None else name_matcher(spark, glob)
+    if files.getFileStatus(path).isFile():
+        if matcher is None or matcher.matches(path.getName()):
+            yield str(path.toString())
+        return
+    yield from _below(files, path, matcher)
+
+
+def _below(files: Any, directory: Any, matcher: Any | None) -> Iterator[str]:  # noqa: ANN401 - Java objects
+    found = files.listStatusIterator(directory)
+    while found.hasNext():
+        status = found.next()
+        name = status.getPath().getName()
+        if name.startswith(("_", ".")):
+            continue
+        if status.isDirectory():
+            yield from _below(files, status.getPath(), matcher)
+        elif matcher is None or matcher.matches(name):
+            yield str(status.getPath().toString())

@@ -1,0 +1,97 @@
+"""Parquet files with a column of images.
+
+The Python workers read them, and not Spark: so a damaged file costs its own rows and not the job, each row
+knows its place (`file#row`), and the bytes are not copied through Java.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import from_arrow_type
+from pyspark.sql.types import StructField, StructType
+
+from nsfw_spark.errors import ImageError
+from nsfw_spark.readers.parquet import PART_BYTES, ParquetReader
+from nsfw_spark.readers.storage import Storage
+from nsfw_spark.spark.schema import arrow_schema
+from nsfw_spark.spark.session import num_slots
+from nsfw_spark.spark.sources.columns import image_columns
+from nsfw_spark.spark.sources.listing import LISTED, ListedFiles
+from nsfw_spark.spark.sources.source import FILE_COLUMNS, SourceOptions
+
+_TASKS_PER_SLOT: Final = 3
+
+
+class ListedParts(ListedFiles):
+    """Files that several tasks may share: each takes the rows of its part."""
+
+    file_column = "source_file"
+
+    def prepared(self, files: DataFrame) -> DataFrame:
+        """List the parts of each file, dealt out evenly."""
+        last_part = F.floor((F.greatest(F.col("length"), F.lit(1)) - 1) / PART_BYTES)
+        parts = files.select(
+            *LISTED, F.explode(F.sequence(F.lit(0), last_part)).alias("part"), (last_part + 1).alias("parts")
+        )
+        num_tasks = (num_slots(self.spark) or 1) * _TASKS_PER_SLOT
+        return parts.repartitionByRange(num_tasks, "path", "part")
+
+
+class ParquetImages(ListedParts):
+    """Parquet files; the image_id is a column's value, or `file#row`."""
+
+    holds = "Parquet files"
+    glob = "*.parquet"
+    bytes_per_image = 50_000
+
+    def __init__(self, spark: SparkSession, options: SourceOptions) -> None:
+        super().__init__(spark, options)
+        storage = self.storage()
+        found = image_columns(self.learn(lambda uri: parquet_schema(storage, uri)), options)
+        carried = list(found.carried.values())
+        self.id_column = found.id
+        self.reader = ParquetReader(
+            storage, found.content, found.id, tuple(found.carried), arrow_schema(StructType(carried))
+        )
+        self.columns = StructType([*FILE_COLUMNS, *carried])
+
+
+def parquet_schema(storage: Storage, uri: str) -> StructType:
+    """Return a file's columns, but for those that Spark has no type for, which it names.
+
+    Raises:
+        ImageError: The file cannot be read.
+    """
+    try:
+        with storage.open_file(uri) as file:
+            found = pq.read_schema(file)
+    except (OSError, pa.ArrowException) as error:
+        raise ImageError("undecodable", str(error)) from error
+    columns, unknown = StructType(), []
+    for field in found:
+        try:
+            columns.add(StructField(field.name, from_arrow_type(_known(field.type))))
+        except Exception:  # noqa: BLE001 - which of pyspark's errors it is differs by version
+            unknown.append(field.name)
+    if unknown:
+        sys.stderr.write(f"nsfw-spark: {uri}: Spark has no type for {', '.join(unknown)}: left out\n")
+    return columns
+
+
+def _known(type_: pa.DataType) -> pa.DataType:
+    """Return a type that Spark knows, if there is one that holds the same values."""
+    if pa.types.is_dictionary(type_):
+        return _known(type_.value_type)
+    if pa.types.is_float16(type_):
+        return pa.float32()
+    if pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_):
+        return pa.list_(_known(type_.value_type))
+    if pa.types.is_unsigned_integer(type_):
+        return {8: pa.int16(), 16: pa.int32(), 32: pa.int64(), 64: pa.int64()}[type_.bit_width]
+    return type_

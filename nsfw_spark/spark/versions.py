@@ -1,0 +1,39 @@
+"""A new version of image_scores: `--rescore all`.
+
+All is scored into a table apart, which takes as long as it takes and survives being killed; then its rows
+replace those of image_scores in one commit. Readers see the old rows until then, and afterwards by time travel.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pyspark.sql import SparkSession
+
+from nsfw_spark.spark import tables
+from nsfw_spark.spark.hadoop import delete
+from nsfw_spark.spark.tables import IMAGE_SCORES, PROPERTY, Output
+
+_GENERATION: Final = PROPERTY.format("generation")
+
+
+def generation(spark: SparkSession, output: Output) -> int:
+    """Return how often image_scores has begun: 1 for a table that was never rescored as a whole."""
+    if not output.exists(spark, IMAGE_SCORES):
+        return 1
+    return int(tables.properties(spark, output).get("generation", 1))
+
+
+def apart(output: Output, fingerprint: str) -> Output:
+    """Return where the next generation is scored, until it is whole."""
+    return Output(f"{output.checkpoints}/rescored-{fingerprint}", output.checkpoints)
+
+
+def adopt(spark: SparkSession, source: Output, output: Output, number: int) -> None:
+    """Put the rows of a table apart in place of those of image_scores, in one commit, and delete that table."""
+    found = {**tables.properties(spark, source), "generation": str(number)}
+    writer = spark.table(source.name(IMAGE_SCORES)).writeTo(output.name(IMAGE_SCORES)).using("delta")
+    for key, value in found.items():
+        writer = writer.tableProperty(PROPERTY.format(key), value)
+    writer.createOrReplace()
+    delete(spark, source.location)

@@ -1,0 +1,184 @@
+"""An archive: the entries of a tar, read as a stream; nothing that is wrong with it passes in silence.
+
+In: an open tar, plain or compressed with gzip, bzip2 or xz. Out: its entries, one after the other, each read
+or skipped before the next. On top of the standard library's tarfile *because* that takes the end of a file,
+and a header that is none, for the end of the archive, keeps all headers, and does not look at gzip's checksum
+where it streams. Knows neither images nor samples.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import IO, TYPE_CHECKING, Final, Self, cast
+
+import pyarrow as pa
+
+from nsfw_spark.errors import ImageError
+
+if TYPE_CHECKING:  # only type checkers have it
+    from _typeshed import WriteableBuffer
+
+_BUFFER: Final = 1 << 20  # bytes
+_MAX_HEADER: Final = 1 << 20  # bytes; a damaged header can ask for any number of them
+_BLOCK: Final = tarfile.BLOCKSIZE
+
+_COMPRESSED: Final[dict[bytes, Callable[[IO[bytes]], IO[bytes]]]] = {
+    b"\x1f\x8b": lambda file: cast("IO[bytes]", gzip.GzipFile(fileobj=file)),
+    b"BZh": lambda file: cast("IO[bytes]", bz2.BZ2File(file)),
+    b"\xfd7zXZ\x00": lambda file: cast("IO[bytes]", lzma.LZMAFile(file)),  # noqa: SIM115 - closed with `file`
+}
+"""First bytes → what decompresses the rest, checks it, and reads on where another such stream follows."""
+
+
+def unreadable(error: OSError) -> ImageError:
+    """Return what a tar's row says when the tar cannot be opened, or not be read to its end."""
+    reason = " ".join(str(error.strerror or error).split())[:200]
+    return ImageError("missing", f"the tar was listed and could not be read ({reason})")
+
+
+class Archive:
+    """The entries of a tar; a context manager that closes it.
+
+    Iterating and reading raise an `ImageError` that says up to which byte the tar was readable, before it was
+    compressed: `undecodable` where it is damaged, `missing` where the storage fails.
+    """
+
+    def __init__(self, file: pa.NativeFile) -> None:
+        self._file = io.BufferedReader(_StoredFile(file), _BUFFER)
+        start = self._file.peek(8)
+        openers = [opener for magic, opener in _COMPRESSED.items() if start.startswith(magic)]
+        self._source = _Source(openers[0](self._file) if openers else self._file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __iter__(self) -> Iterator[tarfile.TarInfo]:
+        source = cast("IO[bytes]", self._source)  # all of it that tarfile needs
+        # A name that is not UTF-8 stays apart from others, and becomes something that can be printed.
+        errors = "backslashreplace"
+        tar = tarfile.TarFile(fileobj=source, tarinfo=_Header, encoding="utf-8", errors=errors)
+        while (entry := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
+            yield entry
+        self._source.check_end()
+
+    def read(self, size: int) -> bytes:
+        """Read the next bytes of the entry: exactly so many."""
+        return self._source.take(size)
+
+    def skip(self, entry: tarfile.TarInfo) -> None:
+        """Go to the end of the entry, in constant memory."""
+        self._source.seek(entry.offset_data + entry.size)
+
+
+class _StoredFile(io.RawIOBase):
+    """Tells the storage's errors from those of what decompresses, which are OSErrors too."""
+
+    def __init__(self, file: pa.NativeFile) -> None:
+        self._native = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        try:
+            return int(self._native.readinto(buffer))
+        except OSError as error:
+            raise unreadable(error) from None
+
+    def close(self) -> None:
+        self._native.close()
+        super().close()
+
+
+class _Source:
+    """What tarfile reads from: forward only, and all the bytes that it asks for or an ImageError."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._position = 0  # bytes, as they were before they were compressed
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int) -> bytes:
+        """Read what tarfile takes for a header, or for the rest of one."""
+        if not 0 <= size <= _MAX_HEADER:
+            raise self.damage(f"a header there asks for {size} bytes")
+        return self.take(size)
+
+    def take(self, size: int) -> bytes:
+        content = self._read(size)
+        if len(content) < size:
+            raise self.damage(
+                "it ends there, without an end-of-archive marker"
+                if self._position
+                else "it is empty (0 bytes)"
+            )
+        return content
+
+    def seek(self, position: int) -> None:
+        """Read on to a position, and forget what is before it."""
+        if position < self._position:
+            raise self.damage("its next entry begins before that")
+        while self._position < position:
+            self.take(min(position - self._position, _BUFFER))
+
+    def check_end(self) -> None:
+        """Read what follows the end-of-archive marker: compressed, a checksum; and what was appended."""
+        while block := self._read(_BLOCK):
+            if _is_header(block):
+                self._position -= _BLOCK
+                raise self.damage("another archive was appended there, and is not read; split them")
+
+    def damage(self, reason: str, position: int | None = None) -> ImageError:
+        position = self._position if position is None else position
+        return ImageError("undecodable", f"the tar is readable up to byte {position}: {reason}")
+
+    def _read(self, size: int) -> bytes:
+        try:
+            content = self._stream.read(size)
+        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+            raise self.damage(f"its compression is damaged there ({error})") from None
+        self._position += len(content)
+        return content
+
+
+class _Header(tarfile.TarInfo):
+    """An entry's header; what is none is an ImageError, and not the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        source = cast("_Source", tar.fileobj)
+        try:
+            header = super().fromtarfile(tar)
+        except (ImageError, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+            raise
+        except Exception as error:  # noqa: BLE001 - tarfile's parsers raise anything on damaged headers
+            reason = (
+                f"no entry begins there ({error})" if tar.offset else f"it is no tar ({error}){_EXPECTED}"
+            )
+            raise source.damage(reason, tar.offset) from None
+        if header.size < 0:
+            raise source.damage("its next entry has a negative size")
+        return header
+
+
+_EXPECTED: Final = "; expected one, plain or compressed with gzip, bzip2 or xz"
+
+
+def _is_header(block: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "replace")
+    except tarfile.HeaderError:
+        return False
+    return True

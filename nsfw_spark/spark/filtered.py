@@ -13,13 +13,24 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from nsfw_spark.spark.policy import Policy, check_policy, is_ok
 from nsfw_spark.spark.tables import FILTERED, IMAGE_SCORES, PROPERTY, Output, at_once, history, properties
 
 # What may happen to image_scores without a row of it changing or going.
-_HARMLESS: Final = {"STREAMING UPDATE", "OPTIMIZE", "SET TBLPROPERTIES", "VACUUM START", "VACUUM END"}
+_HARMLESS: Final = {
+    "STREAMING UPDATE",
+    "OPTIMIZE",
+    "SET TBLPROPERTIES",
+    "VACUUM START",
+    "VACUUM END",
+    "ADD CONSTRAINT",
+}
+
+_SCAN_BYTES: Final = 128 << 20  # Spark's default for what a task reads
+_GOOD_FILE_BYTES: Final = 32 << 20
 
 
 def keep_safe(scored: DataFrame, threshold: float = 0.5, policy: str | None = None) -> DataFrame:
@@ -84,26 +95,32 @@ def update_filtered(spark: SparkSession, output: Output, policy: Policy) -> None
     one version of `image_scores`. Readers never see half a table.
     """
     commits = history(spark, output, IMAGE_SCORES)
-    detail = spark.sql(f"DESCRIBE DETAIL {output.name(IMAGE_SCORES)}").select("id").first()
-    now = _Shown(detail.id if detail else "", commits[0].version, policy.text)
+    detail = spark.sql(f"DESCRIBE DETAIL {output.name(IMAGE_SCORES)}").collect()[0]
+    now = _Shown(detail.id, commits[0].version, policy.text)
+    snapshot = spark.read.option("versionAsOf", now.image_scores_version).table(output.name(IMAGE_SCORES))
+    shown = dict(zip(FILTERED, at_once(lambda table: _shown(spark, output, table), FILTERED), strict=True))
+    replaced = [table for table in FILTERED if not _can_follow(shown[table], now, commits)]
+    gathered = _gathered(snapshot, policy, detail.sizeInBytes) if replaced else set()
 
     def update(table: str) -> None:
-        condition = _conditions(policy)[table]
-        shown = _shown(spark, output, table)
-        if shown == now:
-            return
-        if shown is not None and _can_follow(shown, now, commits):
-            added = _added(spark, output, shown.image_scores_version + 1, now.image_scores_version)
+        before, condition = shown[table], _conditions(policy)[table]
+        if before is None or table in replaced:
+            writer = snapshot.filter(condition).writeTo(output.name(table)).using("delta")
+            for key, value in _settings(spark, output, policy).items():
+                writer = writer.tableProperty(PROPERTY.format(key), value)
+            writer.options(**_options(now, is_gathered=table in gathered)).createOrReplace()
+        elif before != now:
+            added = _added(spark, output, before.image_scores_version + 1, now.image_scores_version)
             writer = added.filter(condition).writeTo(output.name(table))
-            writer.option("userMetadata", json.dumps(asdict(now))).append()
-        else:
-            _replace(spark, output, table, policy, now)
+            writer.options(**_options(now, is_gathered=True), mergeSchema="true").append()
 
     at_once(update, FILTERED)
 
 
-def _can_follow(shown: _Shown, now: _Shown, commits: list[Any]) -> bool:
+def _can_follow(shown: _Shown | None, now: _Shown, commits: list[Any]) -> bool:
     """Whether a table is what `now` asks for but for rows that were added to image_scores."""
+    if shown is None:
+        return False
     since = [commit for commit in commits if commit.version > shown.image_scores_version]
     return (
         (shown.image_scores_id, shown.policy) == (now.image_scores_id, now.policy)
@@ -142,12 +159,31 @@ def _added(spark: SparkSession, output: Output, first: int, last: int) -> DataFr
     return changes.drop("_change_type", "_commit_version", "_commit_timestamp")
 
 
-def _replace(spark: SparkSession, output: Output, table: str, policy: Policy, now: _Shown) -> None:
-    snapshot = spark.read.option("versionAsOf", now.image_scores_version).table(output.name(IMAGE_SCORES))
-    writer = snapshot.filter(_conditions(policy)[table]).writeTo(output.name(table)).using("delta")
-    settings = properties(spark, output) | {"policy": policy.text}
-    if policy.threshold is not None:
-        settings["threshold"] = str(policy.threshold)
-    for key, value in settings.items():
-        writer = writer.tableProperty(PROPERTY.format(key), value)
-    writer.option("userMetadata", json.dumps(asdict(now))).createOrReplace()
+def _gathered(snapshot: DataFrame, policy: Policy, size: int) -> set[str]:
+    """Return the tables whose rows are to be gathered into fewer files than there are tasks.
+
+    A task reads at most 128 MiB of `image_scores` and writes what it keeps into one file. Where that is
+    little, a shuffle of these few rows is cheaper than thousands of tiny files for all who read the table;
+    where it is much, files are of a good size without, and a shuffle would move most of the data.
+
+    Args:
+        snapshot: `image_scores`.
+        policy: Decides how many rows each table gets.
+        size: Bytes of `image_scores`.
+    """
+    spark = snapshot.sparkSession
+    num_tasks = max(size / _SCAN_BYTES, float(spark.conf.get("spark.sql.files.minPartitionNum", None) or 1))
+    shares = {table: F.avg(condition.cast("int")) for table, condition in _conditions(policy).items()}
+    row = snapshot.agg(*(share.alias(table) for table, share in shares.items())).collect()[0]
+    return {table for table in FILTERED if size * (row[table] or 0) / num_tasks < _GOOD_FILE_BYTES}
+
+
+def _options(now: _Shown, *, is_gathered: bool) -> dict[str, str]:
+    """Return how to write what a table shows from now on."""
+    return {"userMetadata": json.dumps(asdict(now)), "optimizeWrite": str(is_gathered).lower()}
+
+
+def _settings(spark: SparkSession, output: Output, policy: Policy) -> dict[str, str]:
+    """Return the properties of a filtered table: those of image_scores, and the policy."""
+    threshold = {} if policy.threshold is None else {"threshold": str(policy.threshold)}
+    return properties(spark, output) | {"policy": policy.text} | threshold

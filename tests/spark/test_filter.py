@@ -7,13 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from nsfw_spark.errors import TableError
+from nsfw_spark.errors import ConfigError, TableError
+from nsfw_spark.options import job_options
+from nsfw_spark.spark import keep_safe
+from nsfw_spark.spark.pipeline import filter_job
 from tests.spark.conftest import BAD, GOOD, THRESHOLD, Run, Tables
 
 FILTERED = ("safe_images", "flagged_images", "quarantined_images")
@@ -52,6 +56,24 @@ def command_without_models(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", WITHOUT_MODELS, *arguments]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def write_policy(folder: Path, sql: str) -> Path:
+    """Write a policy file; return its path."""
+    path = folder / "policy.sql"
+    path.write_text(sql, encoding="utf-8")
+    return path
+
+
+def filter_by(output: Path, policy: Path) -> None:
+    """Filter by a policy file, with the session that is there."""
+    filter_job(job_options({"output": str(output), "policy": str(policy)}))
+
+
+def settings(spark: SparkSession, output: Path, table: str) -> dict[str, str]:
+    """Return what a table says of itself."""
+    rows = spark.sql(f"SHOW TBLPROPERTIES delta.`{output}/{table}`").collect()
+    return {row.key: row.value for row in rows if row.key.startswith("nsfw_spark.")}
 
 
 def assert_partition(tables: Tables, threshold: float) -> None:
@@ -195,3 +217,156 @@ def test_a_filtered_table_that_somebody_changed_is_replaced(
         flagged.write.format("delta").mode("append").save(f"{output}/safe_images")
     filter_(output, THRESHOLD)
     assert tables.rows("safe_images") == before
+
+
+def test_a_policy_file_decides_what_is_safe(
+    spark: SparkSession, output: Path, tables: Tables, tmp_path: Path
+) -> None:
+    sql = "-- small\nnsfw_score < 0.002 and width < 1000\n  or image_id like '%photo.jpg' and nsfw_score < 1"
+    filter_by(output, write_policy(tmp_path, sql))
+    rows = tables.rows("image_scores")
+    ok = {key for key, row in rows.items() if row.status == "ok"}
+    safe = {key for key in ok if rows[key].nsfw_score < 0.002 or key.endswith("photo.jpg")}
+    assert set(tables.rows("safe_images")) == safe != set()
+    assert set(tables.rows("flagged_images")) == ok - safe != set()
+    assert set(tables.rows("quarantined_images")) == set(rows) - ok
+    text = "nsfw_score < 0.002 and width < 1000 or image_id like '%photo.jpg' and nsfw_score < 1"
+    for table in FILTERED:
+        found = settings(spark, output, table)
+        assert found["nsfw_spark.policy"] == text
+        assert "nsfw_spark.threshold" not in found
+    run = tables.frame("runs").orderBy(F.desc("started_at")).first()
+    assert run is not None
+    assert (run.command, run.policy, run.threshold) == ("filter", text, None)
+
+
+def test_a_policy_that_says_the_same_again_changes_nothing(
+    output: Path, tables: Tables, tmp_path: Path
+) -> None:
+    filter_by(output, write_policy(tmp_path, "nsfw_score < 0.1 and width > 0"))
+    before = {name: tables.operations(name) for name in FILTERED}
+    filter_by(output, write_policy(tmp_path, "-- with a comment\nnsfw_score < 0.1\nand width > 0"))
+    assert {name: tables.operations(name) for name in FILTERED} == before
+
+
+def test_a_threshold_after_a_policy_is_what_the_tables_say(
+    spark: SparkSession, filter_: Run, output: Path, tmp_path: Path
+) -> None:
+    filter_by(output, write_policy(tmp_path, "nsfw_score < 0.1 and width > 0"))
+    filter_(output, 0.25)
+    found = settings(spark, output, "safe_images")
+    assert (found["nsfw_spark.policy"], found["nsfw_spark.threshold"]) == ("nsfw_score < 0.25f", "0.25")
+
+
+@pytest.mark.parametrize(
+    ("sql", "problem"),
+    [
+        ("nsfw_scor < 0.3", r"`nsfw_scor` cannot be resolved.* There are image_id, length, .*nsfw_score"),
+        ("nsfw_score", "its value is float, not boolean"),
+        ("*", "its value is string, .*, not boolean"),
+        ("nsfw_score < 0.3; DROP TABLE x", "Syntax error at or near ';'"),
+        ("nsfw_score < 0.3, width > 1", "Syntax error at or near ','"),
+        ("SELECT nsfw_score < 0.3", "Syntax error|cannot be resolved"),
+        ("nsfw_score <", "Syntax error"),
+        ("nsfw_score < rand()", r"rand\(\) is not the same each time"),
+        ("nsfw_score < 0.3 AND scored_at < current_timestamp()", r"current_timestamp\(\) is not the same"),
+        ("nsfw_score < 0.3 AND scored_at < now()", r"now\(\) is not the same"),
+        ("nsfw_score < 0.3 AND year(scored_at) < year(current_date())", r"current_date\(\) is not the same"),
+        ("nsfw_score < (SELECT 1)", "it has a subquery"),
+        ("image_id IN (SELECT 1)", "it has a subquery"),
+        ("nsfw_score < avg(nsfw_score)", r"avg\(nsfw_score\)"),
+        ("rank() OVER (ORDER BY nsfw_score) < 9", "window functions"),
+        ("explode(embedding) < 0.3", "generator is not supported"),
+        ("true", "it lets images pass that have no score .*: missing; unsupported; undecodable"),
+        ("nsfw_score IS NULL OR nsfw_score < 0.3", "it lets images pass that have no score"),
+        ("coalesce(nsfw_score, 0) < 0.3", "it lets images pass that have no score"),
+        ("NOT coalesce(class_scores['high'] > 0.1, false)", "it lets images pass that have no score"),
+        ("width > 100", "it lets images pass that have no score"),
+        ("least(nsfw_score, 1) < 2", "it lets images pass that have no score"),
+    ],
+)
+def test_what_is_no_policy_is_refused(spark: SparkSession, scored: Path, sql: str, problem: str) -> None:
+    scores = spark.read.format("delta").load(f"{scored}/image_scores")
+    with pytest.raises(ConfigError, match=problem) as raised:
+        keep_safe(scores, policy=sql)
+    assert str(raised.value).endswith(f"Got: {sql}")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "nsfw_score < 0.3 AND class_scores['high'] < 0.1",
+        "NOT nsfw_score >= 0.3",
+        "nsfw_score < if(width > 1000, 0.3, 0.1) AND length / width < 100",
+        "coalesce(nsfw_score, 1) < 0.3",
+        "status = 'ok' AND error IS NULL",
+    ],
+)
+def test_a_policy_that_needs_a_score_is_taken(spark: SparkSession, scored: Path, sql: str) -> None:
+    scores = spark.read.format("delta").load(f"{scored}/image_scores")
+    expected = scores.filter(sql).filter("status = 'ok'").count()
+    assert keep_safe(scores, policy=sql).count() == expected
+
+
+def test_a_row_that_passes_without_a_score_is_shown(output: Path, tables: Tables, tmp_path: Path) -> None:
+    """No made-up row has this error; the table does."""
+    before = tables.operations("safe_images")
+    with pytest.raises(
+        ConfigError, match=r"pass that have no score .*: file:.*/document\.pdf unsupported; exp"
+    ):
+        filter_by(output, write_policy(tmp_path, "nsfw_score < 0.3 OR error LIKE '%PDF%'"))
+    assert tables.operations("safe_images") == before
+
+
+def test_a_wrong_policy_is_told_before_anything_is_scored(run: Run, images: Path, tmp_path: Path) -> None:
+    policy = write_policy(tmp_path, "nsfw_scor < 0.3")
+    with pytest.raises(ConfigError, match=r"policy\.sql: .*`nsfw_scor`.*image_id"):
+        run(images, tmp_path / "out", policy=str(policy), threshold=None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_takes_a_policy(spark: SparkSession, run: Run, images: Path, tmp_path: Path) -> None:
+    policy = write_policy(tmp_path, "nsfw_score < 0.002 AND format = 'PNG'")
+    summary = run(images, tmp_path / "out", policy=str(policy), threshold=None).as_dict()
+    safe = Tables(spark, tmp_path / "out").rows("safe_images")
+    assert {row.format for row in safe.values()} == {"PNG"}
+    assert (summary["safe"], summary["quarantined"]) == (len(safe), len(BAD))
+
+
+def test_readers_see_full_versions_only(filter_: Run, output: Path, tables: Tables) -> None:
+    thresholds = (0.0, 1.0, THRESHOLD, 0.0)
+    seen, is_over = set[tuple[str, int]](), threading.Event()
+
+    def read() -> None:
+        while not is_over.is_set():
+            seen.update((name, tables.frame(name).count()) for name in FILTERED)
+
+    with_reader = threading.Thread(target=read)
+    with_reader.start()
+    try:
+        for threshold in thresholds:
+            filter_(output, threshold)
+    finally:
+        is_over.set()
+        with_reader.join()
+    full = {
+        (name, tables.frame(name, version).count())
+        for name in FILTERED
+        for version in range(len(tables.operations(name)))
+    }
+    assert {name for name, _ in seen} == set(FILTERED)
+    assert seen <= full
+    assert_partition(tables, thresholds[-1])
+
+
+def test_a_table_of_many_small_files_is_filtered_into_few(
+    spark: SparkSession, filter_: Run, output: Path, tables: Tables
+) -> None:
+    tables.frame("image_scores").repartition(40).write.format("delta").mode("append").save(
+        f"{output}/image_scores"
+    )
+    filter_(output, 2 * THRESHOLD)
+    files = {
+        name: spark.sql(f"DESCRIBE DETAIL delta.`{output}/{name}`").collect()[0].numFiles for name in FILTERED
+    }
+    assert files == dict.fromkeys(FILTERED, 1)

@@ -125,3 +125,20 @@ def test_a_local_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.Monke
     assert absolute_uri("./a/../photos") == str(tmp_path / "photos")
     assert absolute_uri("~/photos") == str(tmp_path / "home" / "photos")
     assert absolute_uri("/data/photos") == "/data/photos"
+
+
+def test_a_policy_and_a_threshold_are_refused_together(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^got policy strict\.sql and threshold 0\.5; expected one"):
+        job_options({"output": "out", "policy": "strict.sql", "threshold": "0.5"})
+    config = tmp_path / "job.yaml"
+    config.write_text("output: out\nthreshold: 0.3\npolicy: strict.sql\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="expected one of the two"):
+        job_options({}, config)
+
+
+def test_a_policy_on_the_command_line_wins_over_a_threshold_in_the_config_file(config: Path) -> None:
+    """And the other way round: both say the same thing, what is safe."""
+    assert job_options({"policy": "strict.sql"}, config).policy == Path("strict.sql")
+    config.write_text("output: out\npolicy: strict.sql\n", encoding="utf-8")
+    options = job_options({"threshold": 0.3}, config)
+    assert (options.policy, options.threshold) == (None, 0.3)

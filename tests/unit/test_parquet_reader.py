@@ -1,0 +1,306 @@
+"""Parquet files of images: each row once, whatever is damaged, and each row knows its place."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nsfw_spark.errors import ImageError
+from nsfw_spark.readers.parquet import PART_BYTES, ParquetReader
+from nsfw_spark.readers.parquet_rows import FilePart, RowColumns, row_groups
+from nsfw_spark.readers.storage import Storage
+
+WHEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+CARRIED = pa.schema([("caption", pa.string()), ("num", pa.int64())])
+HUGGING_FACE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def listed(*paths: Path, parts: int = 1) -> Iterator[pa.RecordBatch]:
+    """Return what Spark lists: each path once for each part."""
+    for path in paths:
+        yield pa.record_batch(
+            {
+                "path": [f"file:{path}"] * parts,
+                "modificationTime": pa.array([WHEN] * parts, pa.timestamp("us", "UTC")),
+                "length": pa.array([1] * parts, pa.int64()),
+                "part": pa.array(range(parts), pa.int64()),
+                "parts": pa.array([parts] * parts, pa.int64()),
+            }
+        )
+
+
+def read(reader: ParquetReader, batches: Iterable[pa.RecordBatch]) -> list[tuple[dict[str, Any], Any]]:
+    """Return columns and content of all rows."""
+    rows = []
+    for chunk in reader.read(iter(batches)):
+        rows += zip(chunk.columns.to_pylist(), chunk.contents, strict=True)
+    return rows
+
+
+def write(path: Path, content: pa.Array, group: int | None = None, **columns: pa.Array) -> Path:
+    """Write a Parquet file without compression, so that a damaged byte is a damaged page."""
+    pq.write_table(pa.table({"image": content, **columns}), path, row_group_size=group, compression="none")
+    return path
+
+
+def numbered(num_rows: int, size: int = 4) -> pa.Array:
+    """Return contents that tell which row they are of."""
+    return pa.array([str(i).encode().rjust(size, b"0") for i in range(num_rows)])
+
+
+def test_rows_know_their_place_and_what_is_carried_along(tmp_path: Path) -> None:
+    columns = {"text": pa.array(["a", None, "c"], pa.large_string()), "num": pa.array([1, 2, 3], pa.int32())}
+    path = write(tmp_path / "a b%20.parquet", numbered(3), 2, **columns)
+    reader = ParquetReader(Storage(), "image", None, ("text", "num"), CARRIED)
+    chunks = list(reader.read(listed(path)))
+    assert chunks[0].columns.schema == pa.schema(
+        [
+            ("image_id", pa.string()),
+            ("source_file", pa.string()),
+            ("modification_time", pa.timestamp("us", "UTC")),
+            *CARRIED,
+        ]
+    )
+    uri = f"file:{path}"
+    assert [row for chunk in chunks for row in chunk.columns.to_pylist()] == [
+        {
+            "image_id": f"{uri}#{i}",
+            "source_file": uri,
+            "modification_time": WHEN,
+            "caption": caption,
+            "num": i + 1,
+        }
+        for i, caption in enumerate(["a", None, "c"])
+    ]
+    assert [content for chunk in chunks for content in chunk.contents] == [b"0000", b"0001", b"0002"]
+
+
+def test_an_id_column_names_the_images_and_a_null_id_does_not_lose_its_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", numbered(3), key=pa.array([7, None, 9]))
+    rows = read(ParquetReader(Storage(), "image", "key"), listed(path))
+    assert [columns["image_id"] for columns, _ in rows] == ["7", f"file:{path}#1", "9"]
+
+
+def test_hugging_faces_struct_gives_its_bytes_or_says_what_its_path_names(tmp_path: Path) -> None:
+    values = [
+        {"bytes": b"x", "path": "a"},
+        None,
+        {"bytes": None, "path": "b.jpg"},
+        {"bytes": b"", "path": None},
+    ]
+    path = write(tmp_path / "x.parquet", pa.array(values, HUGGING_FACE))
+    one, null, elsewhere, empty = (
+        content for _, content in read(ParquetReader(Storage(), "image"), listed(path))
+    )
+    assert (one, empty) == (b"x", b"")
+    assert (null.status, elsewhere.status) == ("missing", "missing")
+    assert "bytes are null" in str(null)
+    assert "b.jpg" in str(elsewhere)
+    assert "b.jpg" not in str(null)
+
+
+def test_a_path_that_is_not_utf_8_is_no_reason_to_fail(tmp_path: Path) -> None:
+    names = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe"))
+    struct = pa.StructArray.from_arrays([pa.array([None], pa.binary()), names], ["bytes", "path"])
+    path = write(tmp_path / "x.parquet", struct)
+    [(_, content)] = read(ParquetReader(Storage(), "image"), listed(path))
+    assert content.status == "missing"
+
+
+def test_a_column_that_a_file_lacks_is_null(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", numbered(2), num=pa.array([1.0, None]))
+    reader = ParquetReader(Storage(), "image", "no_such_id", ("text", "num"), CARRIED)
+    rows = [columns for columns, _ in read(reader, listed(path))]
+    assert [(row["caption"], row["num"]) for row in rows] == [(None, 1), (None, None)]
+    assert rows[1]["image_id"] == f"file:{path}#1"
+
+
+def test_nanoseconds_become_microseconds(tmp_path: Path) -> None:
+    times = pa.array([1_000_000_001], pa.timestamp("ns", "UTC"))
+    path = write(tmp_path / "x.parquet", numbered(1), at=times)
+    carried = pa.schema([("at", pa.timestamp("us", "UTC"))])
+    [(columns, content)] = read(ParquetReader(Storage(), "image", None, ("at",), carried), listed(path))
+    assert (columns["at"], content) == (datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC), b"0000")
+
+
+def test_a_reader_travels_to_the_executors() -> None:
+    reader = ParquetReader(Storage(), "image", "key", ("text", "num"), CARRIED)
+    assert pickle.loads(pickle.dumps(reader)) == reader  # noqa: S301 - our own bytes
+
+
+def test_chunks_of_large_images_are_small(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", numbered(20, size=8 << 20))
+    sizes = [chunk.columns.num_rows for chunk in ParquetReader(Storage(), "image").read(listed(path))]
+    assert sum(sizes) == 20
+    assert max(sizes) <= 4
+
+
+def test_a_file_of_no_rows_has_none(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", pa.array([], pa.binary()))
+    assert read(ParquetReader(Storage(), "image"), listed(path)) == []
+
+
+BROKEN = {
+    "empty": (lambda _: b"", "undecodable", "0 bytes"),
+    "text": (lambda _: b"not a Parquet file", "undecodable", "Parquet"),
+    "cut": (lambda whole: whole[: len(whole) // 2], "undecodable", "footer"),
+    "footer": (lambda whole: whole[:-60] + b"\xff" * 40 + whole[-20:], "undecodable", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_damaged_file_is_one_row_and_the_next_file_is_read(tmp_path: Path, name: str) -> None:
+    damage, status, said = BROKEN[name]
+    good = write(tmp_path / "good.parquet", numbered(2))
+    bad = tmp_path / "bad.parquet"
+    bad.write_bytes(damage(good.read_bytes()))
+    (columns, error), *others = read(ParquetReader(Storage(), "image"), listed(bad, good))
+    assert (columns["image_id"], columns["source_file"]) == (f"file:{bad}", f"file:{bad}")
+    assert isinstance(error, ImageError)
+    assert error.status == status
+    assert said in str(error)
+    assert str(bad) in str(error)
+    assert [content for _, content in others] == [b"0000", b"0001"]
+
+
+def test_a_file_that_vanished_is_missing(tmp_path: Path) -> None:
+    [(columns, error)] = read(ParquetReader(Storage(), "image"), listed(tmp_path / "gone.parquet"))
+    assert columns["image_id"] == f"file:{tmp_path}/gone.parquet"
+    assert error.status == "missing"
+
+
+def test_a_damaged_file_of_many_parts_is_one_row_but_a_vanished_one_cannot_be_silent(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.parquet"
+    bad.write_bytes(b"x" * 100)
+    assert len(read(ParquetReader(Storage(), "image"), listed(bad, parts=3))) == 1
+    # Which of the tasks found the file still there, no other can know.
+    bad.unlink()
+    rows = read(ParquetReader(Storage(), "image"), listed(bad, parts=3))
+    assert [row["image_id"] for row, _ in rows] == [f"file:{bad}{part}" for part in ("", "#part1", "#part2")]
+
+
+@pytest.mark.parametrize(
+    ("content_column", "status", "said"),
+    [
+        ("picture", "missing", "no column picture. Its columns: image, num"),
+        ("num", "unsupported", "num is int64; expected binary"),
+    ],
+)
+def test_a_file_without_the_content_column_is_one_row(
+    tmp_path: Path, content_column: str, status: str, said: str
+) -> None:
+    path = write(tmp_path / "x.parquet", numbered(3), 1, num=pa.array([1, 2, 3]))
+    [(columns, error)] = read(ParquetReader(Storage(), content_column), listed(path, parts=2))
+    assert (columns["image_id"], error.status) == (f"file:{path}", status)
+    assert said in str(error)
+
+
+def test_a_carried_column_of_a_type_that_cannot_be_cast_is_one_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", numbered(3), 1, num=pa.array([[1], [2], [3]]))
+    reader = ParquetReader(Storage(), "image", None, ("text", "num"), CARRIED)
+    [(columns, error)] = read(reader, listed(path))
+    assert columns["image_id"] == f"file:{path}"
+    assert "num is list<" in str(error)
+    assert "expected int64" in str(error)
+
+
+def test_a_carried_value_that_cannot_be_cast_costs_its_row_group(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", numbered(6), 2, num=pa.array(["1", "2", "3", "x", "5", "6"]))
+    reader = ParquetReader(Storage(), "image", None, ("text", "num"), CARRIED)
+    rows = read(reader, listed(path))
+    assert [columns["num"] for columns, _ in rows] == [1, 2, None, 5, 6]
+    columns, error = rows[2]
+    assert columns["image_id"] == f"file:{path}#2"
+    assert error.status == "undecodable"
+    assert f"rows 2 to 3 of file:{path}" in str(error)
+
+
+def test_a_damaged_page_costs_the_rest_of_its_row_group(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", numbered(300), 100)
+    chunk = pq.read_metadata(path).row_group(1).column(0)
+    whole = bytearray(path.read_bytes())
+    whole[chunk.data_page_offset : chunk.data_page_offset + 20] = b"\xff" * 20
+    path.write_bytes(whole)
+    rows = read(ParquetReader(Storage(), "image"), listed(path))
+    problems = [(columns, error) for columns, error in rows if isinstance(error, ImageError)]
+    assert [content for _, content in rows if isinstance(content, bytes)] == [
+        *(str(i).encode().rjust(4, b"0") for i in [*range(100), *range(200, 300)])
+    ]
+    [(columns, error)] = problems
+    assert columns["image_id"] == f"file:{path}#100"
+    assert error.status == "undecodable"
+    assert "rows 100 to 199" in str(error)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.floats(0, 1, exclude_max=True), damage=st.binary(min_size=1, max_size=30))
+def test_no_damage_makes_a_reader_raise(tmp_path: Path, at: float, damage: bytes) -> None:
+    path = write(tmp_path / "x.parquet", numbered(50), 10, caption=pa.array(["text"] * 50))
+    whole = bytearray(path.read_bytes())
+    start = int(at * len(whole))
+    whole[start : start + len(damage)] = damage
+    path.write_bytes(whole)
+    reader = ParquetReader(Storage(), "image", None, ("caption",), CARRIED.remove(1))
+    rows = read(reader, listed(path))
+    lost = sum(isinstance(content, ImageError) for _, content in rows)
+    assert 1 <= len(rows) <= 50
+    assert len({columns["image_id"] for columns, _ in rows}) == len(rows)
+    assert lost or len(rows) == 50
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(length=st.floats(0, 1, exclude_max=True))
+def test_a_file_cut_anywhere_is_one_row(tmp_path: Path, length: float) -> None:
+    path = write(tmp_path / "x.parquet", numbered(20), 5)
+    os.truncate(path, int(length * path.stat().st_size))
+    [(_, error)] = read(ParquetReader(Storage(), "image"), listed(path))
+    assert error.status == "undecodable"
+
+
+@given(
+    offset=st.one_of(st.integers(-5, 5 * PART_BYTES), st.integers(0, 6).map(lambda part: part * PART_BYTES)),
+    parts=st.integers(1, 5),
+)
+def test_each_byte_is_in_exactly_one_part(offset: int, parts: int) -> None:
+    has = [FilePart("x", pa.scalar(None), part, parts).has(offset) for part in range(parts)]
+    assert sum(has) == 1
+    if 0 <= offset < parts * PART_BYTES:
+        assert has[offset // PART_BYTES]
+
+
+def test_tasks_share_a_large_file_without_reading_a_row_twice(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", numbered(30, size=5 << 20), 3)  # 150 MiB: three parts
+    parts = [next(listed(path, parts=3)).slice(part, 1) for part in range(3)]
+    reader = ParquetReader(Storage(), "image")
+    ids = [[columns["image_id"] for columns, _ in read(reader, [part])] for part in parts]
+    assert sorted(itertools.chain(*ids)) == sorted(f"file:{path}#{i}" for i in range(30))
+    assert [len(of_part) for of_part in ids] == [12, 15, 3]
+
+
+def test_a_row_group_belongs_where_its_middle_is(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", numbered(30), 10, num=pa.array(range(30)))
+    groups = list(row_groups(pq.read_metadata(path)))
+    assert [(group.first, group.stop) for group in groups] == [(0, 10), (10, 20), (20, 30)]
+    metadata = pq.read_metadata(path)
+    for group in groups:
+        chunks = [metadata.row_group(group.index).column(i) for i in range(2)]
+        start = chunks[0].dictionary_page_offset
+        end = chunks[1].data_page_offset + chunks[1].total_compressed_size
+        assert start < group.middle < end
+
+
+def test_rows_without_a_file_of_columns_are_named_and_empty() -> None:
+    part = FilePart("file:/x", pa.scalar(WHEN, pa.timestamp("us", "UTC")), 0, 1)
+    rows = RowColumns(None, ("text", "num"), CARRIED).of(part, 5, 2, None).to_pylist()
+    assert [(row["image_id"], row["num"]) for row in rows] == [("file:/x#5", None), ("file:/x#6", None)]

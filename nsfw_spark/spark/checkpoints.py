@@ -1,7 +1,7 @@
 """Checkpoints: what Spark remembers of each input that it has seen.
 
-One directory for each input of an output, so that an output can have several. They belong to one generation of
-`image_scores`: after `--rescore all` nothing has been seen.
+One directory for each input of an output, so that an output can have several. They belong to one generation
+of `image_scores`: after `--rescore all` nothing has been seen.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, cast
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
@@ -30,13 +30,13 @@ def read_images(  # noqa: PLR0913 - all but the first two are keywords with defa
 ) -> DataFrame:
     """Read images, for `score_images` or anything else.
 
-    Spark itself leaves out empty files, and those whose names begin with `_` or `.`. What cannot be read, such as
-    the rest of a damaged tar, is a row whose `content` is null.
+    Spark itself leaves out empty files, and those whose names begin with `_` or `.`. What cannot be read,
+    such as the rest of a damaged tar, is a row whose `content` is null.
 
     Args:
         spark: The session.
-        uri: Any directory that Spark reads: a local path, `s3a://…`, `abfss://…`, `/Volumes/…`; for `delta` also
-            the name of a table.
+        uri: Any directory that Spark reads: a local path, `s3a://…`, `abfss://…`, `/Volumes/…`; for `delta`
+            also the name of a table.
         format: What lies there; `auto` looks.
         glob: Only files whose names match; default: all that the format expects.
         content_column: Of tables, the column with the images; default: found by its type.
@@ -60,7 +60,11 @@ def images_of(source: Source, *, stream: bool = False) -> DataFrame:
     if isinstance(source, ImageFiles):
         files = source.files(Limit(_MICRO_BATCH_IMAGES) if stream else None)
         return files.withColumn("image_id", F.col("path"))
-    listed = source.stream(Limit(_MICRO_BATCH_IMAGES)) if stream else source.batch()
+    return read_listed(source, source.stream(Limit(_MICRO_BATCH_IMAGES)) if stream else source.batch())
+
+
+def read_listed(source: Source, listed: DataFrame) -> DataFrame:
+    """Return the images in what a source has listed: its columns, and `content`."""
     result = StructType([*source.columns.fields, CONTENT])
     reader: Reader = source.reader
 

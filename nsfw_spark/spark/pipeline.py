@@ -29,7 +29,7 @@ from nsfw_spark.spark.reconcile import account_for_skipped
 from nsfw_spark.spark.rescore import check_comparable, prune, rescore_changed
 from nsfw_spark.spark.scoring import ImageScoring, VectorScoring, choose_scoring, score_listed
 from nsfw_spark.spark.session import executor_cores, get_session, num_slots
-from nsfw_spark.spark.sources import Limit, Source, SourceOptions, open_source
+from nsfw_spark.spark.sources import DeltaImages, Limit, Source, SourceOptions, check_ids, open_source
 from nsfw_spark.spark.summary import Clock, Summary, count_run, count_tables, finish_run
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 from nsfw_spark.spark.udf import model_columns, new_run_id
@@ -113,6 +113,7 @@ class _Job:
     def run(self) -> Summary:
         """Score, then filter, then say so in the table `runs`."""
         clock = Clock()
+        check_ids(self.source)
         account_for_interrupted(self.spark, self.output)
         is_new_version = self.options.rescore == "all" and self.output.exists(self.spark, IMAGE_SCORES)
         counts, checkpoint = self._score_all_again() if is_new_version else self._score_new(self.output)
@@ -134,7 +135,7 @@ class _Job:
         return finish_run(self.spark, self.output, clock, counts, run)
 
     def _score_new(self, target: Output, *, generation: int | None = None) -> tuple[Counts, str]:
-        """Append to the target's image_scores what its checkpoint has not seen; return that checkpoint too."""
+        """Append to a target's image_scores what its checkpoint has not seen; return that too."""
         spark, source, scoring = self.spark, self.source, self.scoring
         columns = schema.image_scores(source.columns, keep_content=self.options.keep_content)
         tables.check_output(spark, target, columns, scoring.card.name, scoring.fingerprint)
@@ -145,12 +146,29 @@ class _Job:
         checkpoint = find_checkpoint(spark, target, source, generation)
         tables.ensure_image_scores(spark, target, columns, scoring.card.name, scoring.fingerprint)
         listed = source.stream(_limit(spark, self.options, scoring))
-        scored = score_listed(listed, source.reader, scoring, self._scored_columns(columns))
-        counted = scored.observe(OBSERVATION, *counting_columns(self.policy))
+        counted = self._scored(listed, columns).observe(OBSERVATION, *counting_columns(self.policy))
         rows = self._with_model(counted).select(columns.names)
         counts = _write(rows, target, checkpoint, self._origin())
         counts += Counts(images=self._account_for_skipped(target, checkpoint, counts))
+        if isinstance(source, DeltaImages) and source.has_changed():
+            counts = self._score_left_over(source, target, columns, counts)
         return counts, checkpoint
+
+    def _score_left_over(
+        self, source: DeltaImages, target: Output, columns: StructType, counts: Counts
+    ) -> Counts:
+        """Append what the stream of a changed Delta table passed over; return the counts with these."""
+        listed = source.left_over(self.spark.table(target.name(IMAGE_SCORES)))
+        rows = self._with_model(self._scored(listed, columns)).select(columns.names)
+        writer = rows.writeTo(target.name(IMAGE_SCORES))
+        writer.option("userMetadata", json.dumps(self._origin())).append()
+        return count_run(self.spark, target, self.run_id, self.policy, counts.stages)
+
+    def _scored(self, listed: DataFrame, columns: StructType) -> DataFrame:
+        """Return those columns of image_scores that the executors fill, and the stages."""
+        theirs = [field for field in columns if field.name not in schema.MODEL.names]
+        result = StructType([*theirs, schema.STAGES])
+        return score_listed(listed, self.source.reader, self.scoring, result)
 
     def _account_for_skipped(self, target: Output, checkpoint: str, counts: Counts) -> int:
         """Add a row for each file that Spark listed and passed over; return how many."""
@@ -183,8 +201,7 @@ class _Job:
             ours = schema.image_scores(source.columns, keep_content=self.options.keep_content)
 
             def score(listed: DataFrame) -> DataFrame:
-                scored = score_listed(listed, source.reader, self.scoring, self._scored_columns(ours))
-                known = self._with_model(scored).select(ours.names)
+                known = self._with_model(self._scored(listed, ours)).select(ours.names)
                 absent = [field for field in columns if field.name not in ours.names]
                 nulls = {field.name: F.lit(None).cast(field.dataType) for field in absent}
                 return known.withColumns(nulls).select(columns.names)
@@ -199,11 +216,6 @@ class _Job:
     def _origin(self) -> dict[str, str]:
         """Return what `runs` says of this run even if it does not live to say so: part of each commit."""
         return {"command": "run" if self.with_filter else "score", "input": self.source.uri}
-
-    def _scored_columns(self, columns: StructType) -> StructType:
-        """Return those columns of image_scores that the executors fill, and the stages."""
-        here = {*schema.MODEL.names}
-        return StructType([*(field for field in columns if field.name not in here), schema.STAGES])
 
     def _with_model(self, scored: DataFrame) -> DataFrame:
         return scored.withColumns(model_columns(self.scoring.card, self.scoring.fingerprint, self.run_id))

@@ -25,7 +25,7 @@ from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 _ROWS_AT_ONCE: Final = 10_000  # rows that the driver holds
 
 
-def account_for_skipped(
+def account_for_skipped(  # noqa: PLR0913 - all but the first four are keywords
     spark: SparkSession,
     output: Output,
     checkpoint: str,

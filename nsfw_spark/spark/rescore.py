@@ -1,7 +1,7 @@
 """Keeps image_scores true to files that changed or went: `--rescore changed`, `--prune`.
 
-A job never does so by itself: a file that changed keeps its score until it is asked for, and the row of a file
-that was deleted stays. What is here compares the files that are there with the rows of image_scores.
+A job never does so by itself: a file that changed keeps its score until it is asked for, and the row of a
+file that was deleted stays. What is here compares the files that are there with the rows of image_scores.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def check_comparable(source: Source, option: str) -> ListedFiles:
 
 
 def changed_files(spark: SparkSession, output: Output, source: ListedFiles) -> DataFrame:
-    """Return those listed files whose modification time or length is not that of their rows, or that have none.
+    """Return those files whose modification time or length is not that of their rows, or that have none.
 
     Returns:
         `path`, `modificationTime` and `length` of each.
@@ -62,7 +62,7 @@ def rescore_changed(
         score: Turns what the source lists into rows of image_scores.
 
     Returns:
-        How many files that were. A thousand are replaced in one commit; a job that is killed goes on after them.
+        How many files that were. A thousand are replaced in one commit; a killed job goes on after them.
     """
     num_changed = 0
     for files in _chunks(changed_files(spark, output, source)):

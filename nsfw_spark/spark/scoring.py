@@ -193,7 +193,7 @@ def stages_column(stages: Stages, num_rows: int) -> pa.Array:
 
 
 def vectors_column(vectors: npt.NDArray[np.float32], is_there: npt.NDArray[np.bool_]) -> pa.Array:
-    """Return vectors, float32 (M, D), as lists: one for each row that is there, in order; null for the others."""
+    """Return vectors, float32 (M, D), as lists: one for each row that is there, in order; else null."""
     offsets = np.concatenate([[0], np.cumsum(is_there) * vectors.shape[1]]).astype(np.int32)
     return pa.ListArray.from_arrays(offsets, vectors.reshape(-1), mask=pa.array(~is_there))
 
@@ -203,8 +203,7 @@ _SCORE: Final = {field.name: field for field in arrow_schema(SCORE)}
 
 
 def _score_columns(rows: Sequence[ImageScore]) -> Columns:
-    columns = {name: _column(name, [getattr(row, name) for row in rows]) for name in SCORE.names}
-    return columns
+    return {name: _column(name, [getattr(row, name) for row in rows]) for name in SCORE.names}
 
 
 def _column(name: str, values: list[Any]) -> pa.Array:

@@ -82,7 +82,7 @@ def count_run(spark: SparkSession, output: Output, run_id: str, policy: Policy, 
     """Count the rows of a run that are in image_scores, with the time that went into them."""
     rows = spark.table(output.name(IMAGE_SCORES)).filter(F.col("run_id") == run_id)
     found = rows.agg(*row_counts(policy)).first()
-    return Counts(*(found or ()), stages)
+    return Counts(stages=stages) if found is None else Counts(found.images, found.ok, found.safe, stages)
 
 
 def _unscored(spark: SparkSession, output: Output, run_id: str) -> list[tuple[str, str, str]]:

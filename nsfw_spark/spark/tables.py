@@ -158,9 +158,6 @@ def ensure_image_scores(
             _constrain(spark, name, constraint, condition)
 
 
-create_image_scores = ensure_image_scores
-
-
 def append_run(spark: SparkSession, output: Output, run: Mapping[str, Any]) -> None:
     """Add to `runs` the row of a run that is done; see `append_runs`."""
     append_runs(spark, output, [{"outcome": "done", **run}])

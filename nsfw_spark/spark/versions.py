@@ -1,7 +1,7 @@
 """A new version of image_scores: `--rescore all`.
 
 All is scored into a table apart, which takes as long as it takes and survives being killed; then its rows
-replace those of image_scores in one commit. Readers see the old rows until then, and afterwards by time travel.
+replace those of image_scores in one commit. Readers see the old rows until then, and later by time travel.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def apart(output: Output, fingerprint: str) -> Output:
 
 
 def adopt(spark: SparkSession, source: Output, output: Output, number: int) -> None:
-    """Put the rows of a table apart in place of those of image_scores, in one commit, and delete that table."""
+    """Put the rows of a table apart in place of those of image_scores, in one commit, and delete it."""
     found = {**tables.properties(spark, source), "generation": str(number)}
     writer = spark.table(source.name(IMAGE_SCORES)).writeTo(output.name(IMAGE_SCORES)).using("delta")
     for key, value in found.items():

@@ -70,8 +70,8 @@ def check_fingerprint(found: str, expected: str, card: ModelCard) -> None:
     """
     if found != expected:
         raise WeightsError(
-            f"this executor's {card.name} has the fingerprint {found}, the driver's {expected}: other weights "
-            "lie here. Give all the same --model-dir, or empty this node's Hugging Face cache."
+            f"this executor's {card.name} has the fingerprint {found}, the driver's {expected}: other "
+            "weights lie here. Give all the same --model-dir, or empty this node's Hugging Face cache."
         )
 
 

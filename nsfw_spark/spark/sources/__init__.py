@@ -1,8 +1,8 @@
 """Sources: where images come from.
 
-A source says what Spark lists (`Source.stream`, `Source.batch`), and has a reader that finds the images in it, in
-the Python workers: `files` one in each file, `webdataset` thousands in a tar, `parquet` and `delta` one in each row;
-`embeddings` finds no images but vectors that were computed elsewhere. `scoring` puts the two together.
+A source says what Spark lists (`Source.stream`, `Source.batch`), and has a reader that finds the images in it,
+in the Python workers: `files` one in each file, `webdataset` thousands in a tar, `parquet` and `delta` one in
+each row; `embeddings` finds no images but vectors that were computed elsewhere. `scoring` puts both together.
 """
 
 from __future__ import annotations
@@ -20,10 +20,19 @@ from nsfw_spark.spark.sources.embeddings import NpyFiles, ParquetVectors
 from nsfw_spark.spark.sources.files import ImageFiles
 from nsfw_spark.spark.sources.listing import ListedFiles
 from nsfw_spark.spark.sources.parquet import ParquetImages
-from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions
+from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions, check_ids
 from nsfw_spark.spark.sources.webdataset import Tars
 
-__all__ = ["ImageFiles", "Limit", "ListedFiles", "Source", "SourceOptions", "open_source"]
+__all__ = [
+    "DeltaImages",
+    "ImageFiles",
+    "Limit",
+    "ListedFiles",
+    "Source",
+    "SourceOptions",
+    "check_ids",
+    "open_source",
+]
 
 _IMAGES: Final[Mapping[str, Callable[[SparkSession, SourceOptions], Source]]] = {
     "files": ImageFiles,

@@ -22,8 +22,8 @@ class AutoLoaderFiles(ImageFiles):
     def __init__(self, spark: SparkSession, options: SourceOptions) -> None:
         if "DATABRICKS_RUNTIME_VERSION" not in os.environ:
             raise ConfigError(
-                "--format cloudfiles is Databricks' Auto Loader, and this is not a Databricks cluster (there is "
-                "no DATABRICKS_RUNTIME_VERSION); expected --format files, which lists the directory itself"
+                "--format cloudfiles is Databricks' Auto Loader, and this is not a Databricks cluster (there "
+                "is no DATABRICKS_RUNTIME_VERSION); expected --format files, which lists the directory itself"
             )
         super().__init__(spark, options)
 

@@ -117,7 +117,9 @@ def _found(
         return known[0]
     has = ", ".join(f"{field.name} {field.dataType.simpleString()}" for field in schema)
     if not fitting:
-        raise InputError(f"input {options.uri} has no column with {what}. Its columns: {has}")
+        is_other = fits is is_image and any(is_vector(field.dataType) for field in schema)
+        hint = ". To score embeddings: --format embeddings" if is_other else ""
+        raise InputError(f"input {options.uri} has no column with {what}. Its columns: {has}{hint}")
     raise InputError(
         f"input {options.uri} has {len(fitting)} columns with {what}: {', '.join(fitting)}. Name one with "
         "--content-column"

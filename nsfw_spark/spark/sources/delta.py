@@ -5,7 +5,6 @@ Spark reads the rows, since only it knows which of a Delta table's files are ali
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -17,6 +16,7 @@ from nsfw_spark.options import absolute_uri
 from nsfw_spark.readers import Reader, VectorReader
 from nsfw_spark.readers.rows import ContentReader
 from nsfw_spark.readers.vectors import VectorColumnReader
+from nsfw_spark.spark.commits import only_adds
 from nsfw_spark.spark.hadoop import file_system
 from nsfw_spark.spark.schema import IMAGE_ID
 from nsfw_spark.spark.sources.columns import TableColumns, image_columns, vector_columns
@@ -26,7 +26,6 @@ from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions
 class DeltaImages(Source):
     """A Delta table, by its directory or its name in a catalog; the image_id is a column's value."""
 
-    choose: ClassVar[Callable[[StructType, SourceOptions], TableColumns]] = staticmethod(image_columns)
     bytes_per_image: ClassVar[int] = 50_000
 
     def __init__(self, spark: SparkSession, options: SourceOptions) -> None:
@@ -45,6 +44,10 @@ class DeltaImages(Source):
         self.columns = StructType([IMAGE_ID, *self._found.carried.values()])
         self.reader = self.make_reader()
 
+    def choose(self, schema: StructType, options: SourceOptions) -> TableColumns:
+        """Say which columns are what."""
+        return image_columns(schema, options)
+
     def make_reader(self) -> Reader | VectorReader:
         """Return what takes images from rows."""
         return ContentReader()
@@ -61,8 +64,8 @@ class DeltaImages(Source):
         reader = self.spark.readStream.format("delta").option("maxBytesPerTrigger", str(size))
         if limit.num_files is not None:
             reader = self.spark.readStream.format("delta").option("maxFilesPerTrigger", str(limit.num_files))
-        # Where rows of the table were changed or deleted, whole files come again: see `pipeline`.
-        reader = reader.option("ignoreChanges", "true")
+        # What a commit added that also changed or deleted rows, the stream passes over: see `has_changed`.
+        reader = reader.option("skipChangeCommits", "true")
         return self._prepared(reader.table(self.uri) if self._is_named else reader.load(self.uri))
 
     def batch(self) -> DataFrame:
@@ -70,8 +73,18 @@ class DeltaImages(Source):
         return self._prepared(self._table())
 
     def ids(self) -> DataFrame:
-        """Return the column `image_id` of all that is there now."""
+        """Return the column `image_id` of all that is there now: see `Source.ids`."""
         return self._table().select(F.col(_quoted(self.id_column)).cast("string").alias("image_id"))
+
+    def has_changed(self) -> bool:
+        """Whether, as far back as its log goes, a commit did more to the table than add rows."""
+        name = self.uri if self._is_named else f"delta.`{self.uri.replace('`', '``')}`"
+        history = self.spark.sql(f"DESCRIBE HISTORY {name}").select("operation", "operationParameters")
+        return not all(only_adds(commit) for commit in history.toLocalIterator())
+
+    def left_over(self, scores: DataFrame) -> DataFrame:
+        """Read those rows whose image_id is not in `scores`: what the stream passed over."""
+        return self.batch().join(scores.select("image_id"), "image_id", "left_anti")
 
     def _table(self) -> DataFrame:
         if self._is_named:
@@ -87,9 +100,12 @@ class DeltaImages(Source):
 class DeltaVectors(DeltaImages):
     """A Delta table of embeddings."""
 
-    choose = staticmethod(vector_columns)
     bytes_per_image = 4_000
     has_vectors = True
+
+    def choose(self, schema: StructType, options: SourceOptions) -> TableColumns:
+        """Say which columns are what."""
+        return vector_columns(schema, options)
 
     def make_reader(self) -> VectorReader:
         """Return what takes embeddings from rows."""

@@ -1,4 +1,4 @@
-"""Embeddings in files, computed elsewhere: a column of Parquet files, or `.npy` files as clip-retrieval writes them.
+"""Embeddings in files: a column of Parquet files, or `.npy` files as clip-retrieval writes them.
 
 Of Delta tables: `delta.DeltaVectors`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
 from nsfw_spark.options import absolute_uri
@@ -58,9 +58,11 @@ class NpyFiles(ListedParts):
 
     def __init__(self, spark: SparkSession, options: SourceOptions) -> None:
         super().__init__(spark, _images_of_clip_retrieval(spark, options))
+        beside = f"{self.uri.rpartition('/')[0]}/metadata"
+        self._metadata = beside if self.uri.endswith(f"/{_CLIP_RETRIEVAL}") else self.uri
         storage = self.storage()
-        beside = self.learn(lambda uri: _columns_beside(storage, uri))
-        self.id_column, carried = id_and_carried(beside, options)
+        found = self.learn(lambda uri: _columns_beside(storage, uri))
+        self.id_column, carried = id_and_carried(found, options)
         self.columns = StructType([*FILE_COLUMNS, *carried.values()])
         self.reader = NpyReader(
             storage,
@@ -69,6 +71,10 @@ class NpyFiles(ListedParts):
             tuple(carried),
             arrow_schema(StructType(list(carried.values()))),
         )
+
+    def ids(self) -> DataFrame | None:
+        """Return the values of the column of ids: see `Source.ids`."""
+        return None if self.id_column is None else self.ids_of(self._metadata, self.id_column)
 
 
 def _images_of_clip_retrieval(spark: SparkSession, options: SourceOptions) -> SourceOptions:

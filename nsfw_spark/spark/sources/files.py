@@ -24,7 +24,7 @@ class ImageFiles(ListedFiles):
 
     holds = "images"
     columns = StructType([IMAGE_ID, MODIFICATION_TIME])
-    file_column = "image_id"
+    file_column: str | None = "image_id"
 
     def __init__(self, spark: SparkSession, options: SourceOptions) -> None:
         super().__init__(spark, options)

@@ -65,7 +65,7 @@ class ListedFiles(Source):
         return self.prepared(self.files())
 
     def files(self, limit: Limit | None = None) -> DataFrame:
-        """Return binaryFile's columns: of new files, as a stream, or without a limit of all that are there."""
+        """Return binaryFile's columns: of new files, as a stream; without a limit of all that are there."""
         if limit is None:
             return self._load(self.uri)
         reader = (

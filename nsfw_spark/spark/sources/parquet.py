@@ -32,6 +32,18 @@ class ListedParts(ListedFiles):
     """Files that several tasks may share: each takes the rows of its part."""
 
     file_column = "source_file"
+    id_column: str | None = None
+
+    def ids(self) -> DataFrame | None:
+        """Return the values of the column of ids: see `Source.ids`."""
+        return None if self.id_column is None else self.ids_of(self.uri, self.id_column)
+
+    def ids_of(self, uri: str, id_column: str) -> DataFrame:
+        """Return the values of a column of the Parquet files in a directory, or of one."""
+        files = self.spark.read.options(recursiveFileLookup="true", pathGlobFilter="*.parquet")
+        # A damaged file is for the reader to tell of.
+        rows = files.options(ignoreCorruptFiles="true", mergeSchema="true").parquet(uri)
+        return rows.select(F.col(f"`{id_column}`").cast("string").alias("image_id"))
 
     def prepared(self, files: DataFrame) -> DataFrame:
         """List the parts of each file, dealt out evenly."""

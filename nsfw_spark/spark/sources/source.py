@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 from pyspark.sql.types import StructField, StructType
 
+from nsfw_spark.errors import InputError
 from nsfw_spark.readers import Reader, VectorReader
 from nsfw_spark.spark.schema import IMAGE_ID, MODIFICATION_TIME, SOURCE_FILE
 
@@ -69,7 +71,7 @@ class Source(ABC):
     columns: StructType
     reader: Reader | VectorReader
     has_vectors: bool = False
-    file_column: Literal["image_id", "source_file"] | None = None
+    file_column: str | None = None
 
     @abstractmethod
     def stream(self, limit: Limit) -> DataFrame:
@@ -79,7 +81,37 @@ class Source(ABC):
     def batch(self) -> DataFrame:
         """List all that is there now."""
 
+    def ids(self) -> DataFrame | None:
+        """Return the values of the column of ids that are there now; None where the ids are places.
 
+        Returns:
+            One column, `image_id`.
+        """
+        return None
+
+
+def check_ids(source: Source) -> None:
+    """Make sure that the values of a column of ids tell images apart: one pass over that column.
+
+    Raises:
+        InputError: Some are null, or there more than once.
+    """
+    ids = source.ids()
+    if ids is None:
+        return
+    counts = ids.groupBy("image_id").agg(F.count(F.lit(1)).alias("number"))
+    wrong = counts.filter(F.col("image_id").isNull() | (F.col("number") > 1)).orderBy(F.desc("number"))
+    if rows := wrong.limit(_SHOWN).collect():
+        shown = "; ".join(
+            f"{'null' if row.image_id is None else row.image_id}, {row.number} times" for row in rows
+        )
+        raise InputError(
+            f"input {source.uri}: ids are null or repeated: {shown}. Expected a column that tells images "
+            "apart: another --id-column, or of files none, for file#row"
+        )
+
+
+_SHOWN: Final = 3
 FILE_COLUMNS: Final = (IMAGE_ID, SOURCE_FILE, MODIFICATION_TIME)
 """Of sources whose files hold many images each."""
 

@@ -1,0 +1,150 @@
+"""Joins the bytes of images to rows that have none: `--content-from`, and what is exported.
+
+In: rows of image_scores, or of a table like it, and the sources where their images lie. Out: the same rows, no
+more and no less, with the column `content`. It is null where no source has the image, and where what lies there
+now is not what was scored: a score says nothing of other bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import reduce
+from typing import Final
+
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
+
+from nsfw_spark.readers.chunk import CHUNK_ROWS
+from nsfw_spark.readers.storage import Storage
+from nsfw_spark.spark.images import images_of, read_listed
+from nsfw_spark.spark.schema import CONTENT
+from nsfw_spark.spark.sources import ImageFiles, ListedFiles, Source
+
+_READS_AT_ONCE: Final = 8  # in a task: a bucket answers each in tens of milliseconds
+_FOUND: Final = "_found"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The images of some sources, by their image_id."""
+
+    sources: tuple[Source, ...]
+
+    @property
+    def uris(self) -> str:
+        """Return where the images lie: the identity of this, in commits."""
+        return " ".join(source.uri for source in self.sources)
+
+    def add_to(self, rows: DataFrame) -> DataFrame:
+        """Return the rows with their images: the two steps below, one after the other."""
+        return self.read_files(self.join(rows))
+
+    def join(self, rows: DataFrame) -> DataFrame:
+        """Add the images of those sources whose files hold many each, and of tables.
+
+        Args:
+            rows: With `image_id` and `content_sha256`; a `content` that is there stays.
+
+        Returns:
+            The rows in any order, `content` the last of their columns.
+        """
+        rows = _with_column(rows)
+        sources = [source for source in self.sources if not isinstance(source, ImageFiles)]
+        if not sources:
+            return rows
+        lacking = rows.filter(F.col("content").isNull())
+        found = reduce(DataFrame.unionByName, (_images(source, lacking) for source in sources))
+        joined = rows.join(_wanted(found, lacking), "image_id", "left")
+        content = F.coalesce("content", _FOUND).alias("content")
+        return joined.select(*rows.columns[:-1], content)
+
+    def read_files(self, rows: DataFrame) -> DataFrame:
+        """Add the images of directories of files, whose names are the image_ids: nothing is listed or joined.
+
+        Args:
+            rows: As for `join`. Each task reads the images of its rows.
+
+        Returns:
+            The rows in the same order and partitions, `content` the last of their columns.
+        """
+        rows = _with_column(rows)
+        files = [source for source in self.sources if isinstance(source, ImageFiles)]
+        if not files:
+            return rows
+        reader = _FileContents(files[0].storage(), tuple(source.uri for source in files))
+        read = rows.mapInArrow(reader.fill, rows.schema)
+        return read.withColumn(
+            "content", F.when(_is_as_scored("content", "content_sha256"), F.col("content"))
+        )
+
+
+def _with_column(rows: DataFrame) -> DataFrame:
+    """Return the rows with `content` as their last column, null where there was none."""
+    if "content" not in rows.columns:
+        rows = rows.withColumn("content", F.lit(None).cast(CONTENT.dataType))
+    return rows.select(*(name for name in rows.columns if name != "content"), "content")
+
+
+def _images(source: Source, rows: DataFrame) -> DataFrame:
+    """Return `image_id` and `content` of a source, of no more files than may hold the images of the rows."""
+    names_place = isinstance(source, ListedFiles) and getattr(source, "id_column", None) is None
+    if names_place and source.file_column in rows.columns:
+        files = rows.select(F.col(source.file_column).alias("path")).distinct()
+        # Broadcast, or Spark would take what is listed for little and read all of it in one task.
+        images = read_listed(source, source.batch().join(F.broadcast(files), "path", "left_semi"))
+    else:
+        images = images_of(source)
+    return images.select("image_id", "content")
+
+
+def _wanted(images: DataFrame, rows: DataFrame) -> DataFrame:
+    """Return those images that the rows lack, each once, as `image_id` and `_found`."""
+    lacking = rows.select(F.col("image_id").alias("_image_id"), F.col("content_sha256").alias("_sha256"))
+    is_lacking = (F.col("image_id") == F.col("_image_id")) & _is_as_scored("content", "_sha256")
+    wanted = images.filter(F.col("content").isNotNull()).join(lacking, is_lacking, "left_semi")
+    return wanted.groupBy("image_id").agg(F.first("content").alias(_FOUND))
+
+
+def _is_as_scored(content: str, sha256: str) -> F.Column:
+    """Whether bytes are those that were scored; where only their embedding was, nobody knows."""
+    return F.col(sha256).isNull() | (F.sha2(F.col(content), 256) == F.col(sha256))
+
+
+@dataclass(frozen=True)
+class _FileContents:
+    """Reads files in Python workers. Small and picklable: it travels to the executors."""
+
+    storage: Storage
+    directories: Sequence[str]
+    """URIs: no other file is read, whatever an image_id says."""
+
+    def fill(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield the batches, in smaller ones, with what their last column `content` lacked."""
+        with ThreadPoolExecutor(_READS_AT_ONCE) as threads:
+            for batch in batches:
+                for start in range(0, batch.num_rows, CHUNK_ROWS):
+                    some = batch.slice(start, CHUNK_ROWS)
+                    found = threads.map(
+                        self._read, some.column("image_id").to_pylist(), some.column("content")
+                    )
+                    contents = pa.array(found, some.schema.field("content").type)
+                    yield pa.RecordBatch.from_arrays([*some.columns[:-1], contents], schema=some.schema)
+
+    def _read(self, image_id: str, content: pa.Scalar) -> bytes | None:
+        if content.is_valid or not self._is_below(image_id):
+            return content.as_py()
+        try:
+            with self.storage.open_stream(image_id) as file:
+                return bytes(file.read())
+        except OSError:
+            return None
+
+    def _is_below(self, uri: str) -> bool:
+        names = uri.split("/")
+        return ".." not in names and any(
+            uri == directory or uri.startswith(f"{directory.rstrip('/')}/") for directory in self.directories
+        )

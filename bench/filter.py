@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pyspark.sql import SparkSession
+from pyspark.sql.types import StructType
 
 from nsfw_spark.options import JobOptions, job_options
 from nsfw_spark.spark import schema, tables
@@ -87,13 +88,19 @@ def main() -> None:
 
 
 def _make_scores(spark: SparkSession, out: Path, given: argparse.Namespace) -> None:
-    columns = schema.image_scores(keep_content=False)
+    columns = StructType([schema.IMAGE_ID, *schema.SCORE, *schema.MODEL]).add(
+        "modification_time", "timestamp"
+    )
     output = Output.of(_options(out, 0.5))
-    tables.create_image_scores(spark, output, columns, "laion-vit-l-14", "f1d0f1d0f1d0f1d0")
+    tables.ensure_image_scores(spark, output, columns, "laion-vit-l-14", "f1d0f1d0f1d0f1d0")
     embedding = _EMBEDDING.format(dim=given.dim) if given.dim else "NULL"
     rows = spark.sql(_ROW.format(rows=given.rows, files=given.files, embedding=embedding))
     typed = rows.select([rows[field.name].cast(field.dataType).alias(field.name) for field in columns])
-    typed.writeTo(output.name(IMAGE_SCORES)).append()
+    spark.conf.set(
+        "spark.databricks.delta.autoCompact.enabled", "false"
+    )  # for so many files as were asked for
+    typed.writeTo(output.name(IMAGE_SCORES)).option("optimizeWrite", "false").append()
+    spark.conf.unset("spark.databricks.delta.autoCompact.enabled")
 
 
 def _options(out: Path, threshold: float) -> JobOptions:

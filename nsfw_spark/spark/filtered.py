@@ -30,7 +30,8 @@ _HARMLESS: Final = {
 }
 
 _SCAN_BYTES: Final = 128 << 20  # Spark's default for what a task reads
-_GOOD_FILE_BYTES: Final = 32 << 20
+_GOOD_FILE_BYTES: Final = 64 << 20  # Delta's compaction leaves files of this size alone
+_COMPACTED: Final = {"delta.autoOptimize.autoCompact": "true"}  # what nightly runs append, now and then
 
 
 def keep_safe(scored: DataFrame, threshold: float = 0.5, policy: str | None = None) -> DataFrame:
@@ -107,7 +108,7 @@ def update_filtered(spark: SparkSession, output: Output, policy: Policy) -> None
         if before is None or table in replaced:
             writer = snapshot.filter(condition).writeTo(output.name(table)).using("delta")
             for key, value in _settings(spark, output, policy).items():
-                writer = writer.tableProperty(PROPERTY.format(key), value)
+                writer = writer.tableProperty(key, value)
             writer.options(**_options(now, is_gathered=table in gathered)).createOrReplace()
         elif before != now:
             added = _added(spark, output, before.image_scores_version + 1, now.image_scores_version)
@@ -186,4 +187,5 @@ def _options(now: _Shown, *, is_gathered: bool) -> dict[str, str]:
 def _settings(spark: SparkSession, output: Output, policy: Policy) -> dict[str, str]:
     """Return the properties of a filtered table: those of image_scores, and the policy."""
     threshold = {} if policy.threshold is None else {"threshold": str(policy.threshold)}
-    return properties(spark, output) | {"policy": policy.text} | threshold
+    said = properties(spark, output) | {"policy": policy.text} | threshold
+    return {PROPERTY.format(key): value for key, value in said.items()} | _COMPACTED

@@ -243,7 +243,7 @@ def _constrain(spark: SparkSession, name: str, constraint: str, condition: str) 
     try:
         spark.sql(f"ALTER TABLE {name} ADD CONSTRAINT {constraint} CHECK ({condition})")
     except AnalysisException as error:
-        if "VIOLATE" not in str(error):
+        if "CHECK_CONSTRAINT_VIOLATION" not in str(error):
             raise
         raise TableError(
             f"{name} has rows for which this does not hold: {condition}. Expected: it holds for all. Correct "

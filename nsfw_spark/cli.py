@@ -110,11 +110,11 @@ def _help(field: str) -> str:
     return str(JobOptions.model_fields[field].description)
 
 
-_POLICY: Final = ("threshold", "policy")
+_OF_FILTER: Final = ("threshold", "policy", "content_from")
 _FIELDS: Final = [field for field in JobOptions.model_fields if field != "input"]
 _add_job("run", _run, "input", _FIELDS)
-_add_job("score", _score_only, "input", [field for field in _FIELDS if field not in _POLICY])
-_add_job("filter", _filter, "output", _POLICY)
+_add_job("score", _score_only, "input", [field for field in _FIELDS if field not in _OF_FILTER])
+_add_job("filter", _filter, "output", (*_OF_FILTER, "content_column", "id_column"))
 
 
 @models.command("list")

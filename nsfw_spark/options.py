@@ -79,6 +79,8 @@ class JobOptions(BaseModel):
     """Share of the run's images without a score above which the exit status is 3."""
     keep_content: bool = False
     """Keep the encoded images in the tables."""
+    content_from: str | None = None
+    """URI of the images: join them to the filtered tables, as the column `content`."""
     keep_embedding: bool = False
     """With `--format embeddings`: copy the embeddings into the tables."""
     rescore: Literal["changed", "all"] | None = None

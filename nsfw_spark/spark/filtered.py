@@ -9,13 +9,15 @@ atomic commit. Plain SQL on scores: no model is loaded here.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import sys
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
+from nsfw_spark.spark.content import Contents
 from nsfw_spark.spark.policy import Policy, check_policy, is_ok
 from nsfw_spark.spark.tables import FILTERED, IMAGE_SCORES, PROPERTY, Output, at_once, history, properties
 
@@ -58,12 +60,14 @@ def _conditions(policy: Policy) -> dict[str, Column]:
 
 
 @dataclass(frozen=True)
-class _Shown:
+class Shown:
     """What a filtered table shows; part of each of its commits."""
 
     image_scores_id: str
     image_scores_version: int
     policy: str
+    content_from: str | None = None
+    """URI of the images that were joined in."""
 
 
 def check_filter(spark: SparkSession, output: Output, policy: Policy, columns: StructType) -> None:
@@ -83,48 +87,65 @@ def check_filter(spark: SparkSession, output: Output, policy: Policy, columns: S
     if not output.exists(spark, IMAGE_SCORES):
         check_policy(policy, spark.createDataFrame([], columns))
         return
-    scores, shown = spark.table(output.name(IMAGE_SCORES)), _shown(spark, output, "safe_images")
+    scores, shown = spark.table(output.name(IMAGE_SCORES)), shown_by(spark, output, "safe_images")
     if shown is not None and shown.policy == policy.text:  # so these rows were tried before
         scores = spark.createDataFrame([], scores.schema)
     check_policy(policy, scores)
 
 
-def update_filtered(spark: SparkSession, output: Output, policy: Policy) -> None:
+def update_filtered(
+    spark: SparkSession, output: Output, policy: Policy, contents: Contents | None = None
+) -> None:
     """Bring the three filtered tables up to date with `image_scores`.
 
     A table under the same policy gets what was added since; another is replaced in one commit, from
     one version of `image_scores`. Readers never see half a table.
+
+    Args:
+        spark: The session.
+        output: Where the tables lie.
+        policy: Decides which image belongs into which of them.
+        contents: Joined to what is written, as the column `content`; other ones replace the tables too.
     """
     commits = history(spark, output, IMAGE_SCORES)
     detail = spark.sql(f"DESCRIBE DETAIL {output.name(IMAGE_SCORES)}").collect()[0]
-    now = _Shown(detail.id, commits[0].version, policy.text)
+    uri = None if contents is None else contents.uri
+    now = Shown(detail.id, commits[0].version, policy.text, uri)
     snapshot = spark.read.option("versionAsOf", now.image_scores_version).table(output.name(IMAGE_SCORES))
-    shown = dict(zip(FILTERED, at_once(lambda table: _shown(spark, output, table), FILTERED), strict=True))
+    shown = dict(zip(FILTERED, at_once(lambda table: shown_by(spark, output, table), FILTERED), strict=True))
     replaced = [table for table in FILTERED if not _can_follow(shown[table], now, commits)]
-    gathered = _gathered(snapshot, policy, detail.sizeInBytes) if replaced else set()
+    gathered = set()
+    if replaced and contents is None:  # images are dealt out well already
+        gathered = _gathered(snapshot, policy, detail.sizeInBytes)
+
+    def rows(table: str, scores: DataFrame) -> DataFrame:
+        kept = scores.filter(_conditions(policy)[table])
+        return kept if contents is None else contents.add_to(kept)
 
     def update(table: str) -> None:
-        before, condition = shown[table], _conditions(policy)[table]
+        before = shown[table]
         if before is None or table in replaced:
-            writer = snapshot.filter(condition).writeTo(output.name(table)).using("delta")
+            writer = rows(table, snapshot).writeTo(output.name(table)).using("delta")
             for key, value in _settings(spark, output, policy).items():
                 writer = writer.tableProperty(key, value)
             writer.options(**_options(now, is_gathered=table in gathered)).createOrReplace()
         elif before != now:
             added = _added(spark, output, before.image_scores_version + 1, now.image_scores_version)
-            writer = added.filter(condition).writeTo(output.name(table))
-            writer.options(**_options(now, is_gathered=True), mergeSchema="true").append()
+            writer = rows(table, added).writeTo(output.name(table))
+            writer.options(**_options(now, is_gathered=contents is None), mergeSchema="true").append()
 
     at_once(update, FILTERED)
+    if contents is not None and any(before != now for before in shown.values()):
+        _tell_lacking(spark, output, contents)
 
 
-def _can_follow(shown: _Shown | None, now: _Shown, commits: list[Any]) -> bool:
+def _can_follow(shown: Shown | None, now: Shown, commits: list[Any]) -> bool:
     """Whether a table is what `now` asks for but for rows that were added to image_scores."""
     if shown is None:
         return False
     since = [commit for commit in commits if commit.version > shown.image_scores_version]
     return (
-        (shown.image_scores_id, shown.policy) == (now.image_scores_id, now.policy)
+        replace(shown, image_scores_version=0) == replace(now, image_scores_version=0)
         and len(since) == now.image_scores_version - shown.image_scores_version  # none cleaned away
         and all(_only_adds(commit) for commit in since)
     )
@@ -135,7 +156,7 @@ def _only_adds(commit: Any) -> bool:  # noqa: ANN401 - a Row of DESCRIBE HISTORY
     return appends or commit.operation in _HARMLESS
 
 
-def _shown(spark: SparkSession, output: Output, table: str) -> _Shown | None:
+def shown_by(spark: SparkSession, output: Output, table: str) -> Shown | None:
     """Return what a filtered table shows; None where it is not there or does not say."""
     if not output.exists(spark, table):
         return None
@@ -143,7 +164,7 @@ def _shown(spark: SparkSession, output: Output, table: str) -> _Shown | None:
         if commit.operation in _HARMLESS:
             continue
         try:
-            return _Shown(**json.loads(commit.userMetadata or ""))
+            return Shown(**json.loads(commit.userMetadata or ""))
         except (ValueError, TypeError):  # somebody else's commit: what it did is not known
             return None
     return None
@@ -158,6 +179,18 @@ def _added(spark: SparkSession, output: Output, first: int, last: int) -> DataFr
         .table(output.name(IMAGE_SCORES))
     )
     return changes.drop("_change_type", "_commit_version", "_commit_timestamp")
+
+
+def _tell_lacking(spark: SparkSession, output: Output, contents: Contents) -> None:
+    """Say of how many images no bytes were found; Delta's statistics know it without reading the others."""
+    is_lacking = F.col("content").isNull()
+    found = at_once(lambda table: spark.table(output.name(table)).filter(is_lacking).count(), FILTERED)
+    if any(found):
+        tables = ", ".join(f"{number:,} of {table}" for number, table in zip(found, FILTERED, strict=True))
+        sys.stderr.write(
+            f"nsfw-spark: {sum(found):,} images have no content ({tables}): {contents.uri} does not hold "
+            "them, or not as they were scored\n"
+        )
 
 
 def _gathered(snapshot: DataFrame, policy: Policy, size: int) -> set[str]:
@@ -179,7 +212,7 @@ def _gathered(snapshot: DataFrame, policy: Policy, size: int) -> set[str]:
     return {table for table in FILTERED if size * (row[table] or 0) / num_tasks < _GOOD_FILE_BYTES}
 
 
-def _options(now: _Shown, *, is_gathered: bool) -> dict[str, str]:
+def _options(now: Shown, *, is_gathered: bool) -> dict[str, str]:
     """Return how to write what a table shows from now on."""
     return {"userMetadata": json.dumps(asdict(now)), "optimizeWrite": str(is_gathered).lower()}
 

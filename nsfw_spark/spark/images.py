@@ -66,7 +66,7 @@ def images_of(source: Source, *, stream: bool = False) -> DataFrame:
 def read_listed(source: Source, listed: DataFrame) -> DataFrame:
     """Return the images in what a source has listed: its columns, and `content`."""
     result = StructType([*source.columns.fields, CONTENT])
-    reader: Reader = source.reader
+    reader = cast("Reader", source.reader)
 
     def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         schema = arrow_schema(result)

@@ -20,6 +20,7 @@ from nsfw_spark.errors import ConfigError, TableError
 from nsfw_spark.options import JobOptions
 from nsfw_spark.spark import filtered, schema, tables, versions
 from nsfw_spark.spark.checkpoints import find_checkpoint, last_batch
+from nsfw_spark.spark.content import Contents, open_contents
 from nsfw_spark.spark.gpu import num_visible_gpus
 from nsfw_spark.spark.interrupted import account_for_interrupted
 from nsfw_spark.spark.lock import one_run_at_a_time
@@ -60,7 +61,10 @@ def run_job(options: JobOptions, *, with_filter: bool = True) -> Summary:
     scoring = scoring.on_executors_with(executor_cores(spark))
     source = open_source(spark, _source_options(options, scoring))
     output = Output.of(options)
-    job = _Job(spark, options, source, scoring, policy, output, new_run_id(), with_filter=with_filter)
+    contents = _contents(spark, options, source) if with_filter else None
+    job = _Job(
+        spark, options, source, scoring, policy, contents, output, new_run_id(), with_filter=with_filter
+    )
     with one_run_at_a_time(spark, output):
         return job.run()
 
@@ -81,9 +85,10 @@ def filter_job(options: JobOptions) -> Summary:
         )
     tables.properties(spark, output)
     filtered.check_filter(spark, output, policy, spark.table(output.name(IMAGE_SCORES)).schema)
+    contents = open_contents(spark, options.content_from, options.content_column, options.id_column)
     with one_run_at_a_time(spark, output):
         account_for_interrupted(spark, output)
-        filtered.update_filtered(spark, output, policy)
+        filtered.update_filtered(spark, output, policy, contents)
         totals = count_tables(spark, output)
         ok = totals["safe_images"] + totals["flagged_images"]
         counts = Counts(totals[IMAGE_SCORES], ok, totals["safe_images"])
@@ -106,6 +111,7 @@ class _Job:
     source: Source
     scoring: ImageScoring | VectorScoring
     policy: Policy
+    contents: Contents | None
     output: Output
     run_id: str
     with_filter: bool
@@ -121,7 +127,7 @@ class _Job:
             counts = self._follow_changes(counts)
         score_seconds = clock.seconds()
         if self.with_filter:
-            filtered.update_filtered(self.spark, self.output, self.policy)
+            filtered.update_filtered(self.spark, self.output, self.policy, self.contents)
         run = self._model_columns() | {
             **self._origin(),
             "checkpoint": checkpoint.rpartition("/")[2],
@@ -140,7 +146,6 @@ class _Job:
         columns = schema.image_scores(source.columns, keep_content=self.options.keep_content)
         tables.check_output(spark, target, columns, scoring.card.name, scoring.fingerprint)
         filtered.check_filter(spark, target, self.policy, columns)
-        filtered.check_filter(spark, self.output, self.policy, columns)
         if generation is None:
             generation = versions.generation(spark, target)
         checkpoint = find_checkpoint(spark, target, source, generation)
@@ -251,6 +256,13 @@ def _source_options(options: JobOptions, scoring: ImageScoring | VectorScoring) 
         options.carry,
         scoring.card.encoder.embedding_dim,
     )
+
+
+def _contents(spark: SparkSession, options: JobOptions, source: Source) -> Contents | None:
+    """Return what joins images to the filtered tables; the input's own as the options describe it."""
+    if options.content_from == options.input and not source.has_vectors:
+        return Contents((source,))
+    return open_contents(spark, options.content_from)
 
 
 def _write(scored: DataFrame, output: Output, checkpoint: str, origin: dict[str, str]) -> Counts:

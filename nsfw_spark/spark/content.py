@@ -1,8 +1,8 @@
 """Joins the bytes of images to rows that have none: `--content-from`, and what is exported.
 
-In: rows of image_scores, or of a table like it, and the sources where their images lie. Out: the same rows, no
-more and no less, with the column `content`. It is null where no source has the image, and where what lies there
-now is not what was scored: a score says nothing of other bytes.
+In: rows of image_scores, or of a table like it, and the sources where their images lie. Out: the same rows,
+no more and no less, with the column `content`. It is null where no source has the image, and where what lies
+there now is not what was scored: a score says nothing of other bytes.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from functools import reduce
 from typing import Final
 
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructType
 
 from nsfw_spark.readers.chunk import CHUNK_ROWS
 from nsfw_spark.readers.storage import Storage
 from nsfw_spark.spark.images import images_of, read_listed
 from nsfw_spark.spark.schema import CONTENT
-from nsfw_spark.spark.sources import ImageFiles, ListedFiles, Source
+from nsfw_spark.spark.sources import ImageFiles, ListedFiles, Source, SourceOptions, open_source
 
 _READS_AT_ONCE: Final = 8  # in a task: a bucket answers each in tens of milliseconds
+_TASK_BYTES: Final = 128 << 20
 _FOUND: Final = "_found"
 
 
@@ -35,13 +35,13 @@ class Contents:
     sources: tuple[Source, ...]
 
     @property
-    def uris(self) -> str:
-        """Return where the images lie: the identity of this, in commits."""
+    def uri(self) -> str:
+        """Where the images lie: the identity of this, in commits."""
         return " ".join(source.uri for source in self.sources)
 
     def add_to(self, rows: DataFrame) -> DataFrame:
-        """Return the rows with their images: the two steps below, one after the other."""
-        return self.read_files(self.join(rows))
+        """Return the rows with their images, in partitions of a good size to write: all that is below."""
+        return self.read_files(self._spread(self.join(rows)))
 
     def join(self, rows: DataFrame) -> DataFrame:
         """Add the images of those sources whose files hold many each, and of tables.
@@ -81,6 +81,33 @@ class Contents:
             "content", F.when(_is_as_scored("content", "content_sha256"), F.col("content"))
         )
 
+    def _spread(self, rows: DataFrame) -> DataFrame:
+        """Deal rows out so that no task reads many files: without bytes, they are cheap to move."""
+        if not all(isinstance(source, ImageFiles) for source in self.sources):
+            return rows  # the join has dealt them out
+        found = rows.agg(F.sum("length").alias("length")).collect()[0]
+        return rows.repartition(1 + (found.length or 0) // _TASK_BYTES)
+
+
+def open_contents(
+    spark: SparkSession, uri: str | None, content_column: str | None = None, id_column: str | None = None
+) -> Contents | None:
+    """Find out what lies where images are to come from; None where they are to come from nowhere.
+
+    Args:
+        spark: The session.
+        uri: Of any source of images, or the name of a table.
+        content_column: See `SourceOptions`.
+        id_column: See `SourceOptions`.
+
+    Raises:
+        InputError: It is missing, empty, or holds no images.
+    """
+    if uri is None:
+        return None
+    options = SourceOptions(uri, content_column=content_column, id_column=id_column, carry="none")
+    return Contents((open_source(spark, options),))
+
 
 def _with_column(rows: DataFrame) -> DataFrame:
     """Return the rows with `content` as their last column, null where there was none."""
@@ -91,9 +118,10 @@ def _with_column(rows: DataFrame) -> DataFrame:
 
 def _images(source: Source, rows: DataFrame) -> DataFrame:
     """Return `image_id` and `content` of a source, of no more files than may hold the images of the rows."""
-    names_place = isinstance(source, ListedFiles) and getattr(source, "id_column", None) is None
-    if names_place and source.file_column in rows.columns:
-        files = rows.select(F.col(source.file_column).alias("path")).distinct()
+    if isinstance(source, ListedFiles) and source.ids() is None:
+        # An image_id that is a place begins with the name of its file.
+        file = F.regexp_replace("image_id", r"(?s)(!/.*|#\d+)$", "")
+        files = rows.select(file.alias("path")).distinct()
         # Broadcast, or Spark would take what is listed for little and read all of it in one task.
         images = read_listed(source, source.batch().join(F.broadcast(files), "path", "left_semi"))
     else:
@@ -109,7 +137,7 @@ def _wanted(images: DataFrame, rows: DataFrame) -> DataFrame:
     return wanted.groupBy("image_id").agg(F.first("content").alias(_FOUND))
 
 
-def _is_as_scored(content: str, sha256: str) -> F.Column:
+def _is_as_scored(content: str, sha256: str) -> Column:
     """Whether bytes are those that were scored; where only their embedding was, nobody knows."""
     return F.col(sha256).isNull() | (F.sha2(F.col(content), 256) == F.col(sha256))
 
@@ -135,8 +163,10 @@ class _FileContents:
                     yield pa.RecordBatch.from_arrays([*some.columns[:-1], contents], schema=some.schema)
 
     def _read(self, image_id: str, content: pa.Scalar) -> bytes | None:
-        if content.is_valid or not self._is_below(image_id):
-            return content.as_py()
+        if content.is_valid:
+            return bytes(content.as_py())
+        if not self._is_below(image_id):
+            return None
         try:
             with self.storage.open_stream(image_id) as file:
                 return bytes(file.read())

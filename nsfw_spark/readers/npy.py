@@ -50,10 +50,6 @@ class NpyFile:
             return self.num_rows if there >= self.num_rows * self.row_bytes else 0
         return min(self.num_rows, there // max(1, self.row_bytes))
 
-    def offset(self, row: int) -> int:
-        """Return where a row begins, bytes; by which files are dealt out, even those that lie by column."""
-        return self.header_bytes + row * self.row_bytes
-
     def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Return rows `start` to `stop - 1`: float32, shape (stop - start, D).
 
@@ -67,8 +63,8 @@ class NpyFile:
             columns = [self._numbers(first + i * step, stop - start) for i in range(self.num_columns)]
             values = np.stack(columns, axis=1)
         else:
-            count = (stop - start) * self.num_columns
-            values = self._numbers(self.offset(start), count).reshape(-1, self.num_columns)
+            count, offset = (stop - start) * self.num_columns, self.header_bytes + start * self.row_bytes
+            values = self._numbers(offset, count).reshape(-1, self.num_columns)
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is found out later
             return np.ascontiguousarray(values, np.float32)
 

@@ -21,7 +21,7 @@ from nsfw_spark.readers.chunk import CHUNK_ROWS
 from nsfw_spark.readers.storage import Storage
 
 PART_BYTES: Final = 64 << 20
-"""Bytes of a file that one task reads: large files are listed once for each part of so many."""
+"""About what one task reads of a file, bytes: large files are listed once for each part."""
 
 _TIMESTAMP: Final = pa.timestamp("us", "UTC")
 _FILE_COLUMNS: Final = (
@@ -45,9 +45,9 @@ class FilePart:
     """0, 1, …"""
     parts: int
 
-    def has(self, offset: int) -> bool:
-        """Whether a byte of the file is in this part; what is after the end is in the last."""
-        return min(max(offset, 0) // PART_BYTES, self.parts - 1) == self.part
+    def share(self, size: int) -> range:
+        """Return which of so many bytes or rows are of this part; each is of exactly one."""
+        return range(size * self.part // self.parts, size * (self.part + 1) // self.parts)
 
     @property
     def image_id(self) -> str:
@@ -149,6 +149,59 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class RowGroup:
+    """Where the rows of a row group are in their file."""
+
+    index: int
+    first: int
+    """Number of its first row."""
+    stop: int
+    """Number of the row after its last one."""
+    start_byte: int
+    """How many bytes the row groups before it hold, uncompressed."""
+    num_bytes: int
+    """Uncompressed."""
+
+
+def row_groups(metadata: pq.FileMetaData) -> list[RowGroup]:
+    """Return the row groups of a file, in order.
+
+    Raises:
+        ImageError: The footer contradicts itself.
+    """
+    groups, row, byte = [], 0, 0
+    for index in range(metadata.num_row_groups):
+        # No more is asked of it: of a column's metadata that are damaged, pyarrow ends the process (26.0).
+        group = metadata.row_group(index)
+        num_rows, num_bytes = max(0, group.num_rows), max(0, group.total_byte_size)
+        groups.append(RowGroup(index, row, row + num_rows, byte, num_bytes))
+        row, byte = row + num_rows, byte + num_bytes
+    if row != metadata.num_rows:
+        raise ImageError(
+            "undecodable", f"its footer is damaged: {metadata.num_rows} rows in all, {row} in its row groups"
+        )
+    return groups
+
+
+@dataclass(frozen=True)
+class OpenParquet:
+    """An open file whose footer was read."""
+
+    file: pq.ParquetFile
+    groups: list[RowGroup]
+
+    @property
+    def num_rows(self) -> int:
+        """Of the whole file."""
+        return self.groups[-1].stop if self.groups else 0
+
+    def groups_of(self, part: FilePart) -> list[RowGroup]:
+        """Return the row groups whose middle byte a part has, as Spark deals them out."""
+        share = part.share(sum(group.num_bytes for group in self.groups) + 1)
+        return [group for group in self.groups if group.start_byte + group.num_bytes // 2 in share]
+
+
+@dataclass(frozen=True)
 class ParquetColumns:
     """Reads the columns of Parquet files in constant memory."""
 
@@ -160,13 +213,14 @@ class ParquetColumns:
     """At once."""
 
     @contextmanager
-    def open(self, path: str) -> Iterator[pq.ParquetFile]:
+    def open(self, path: str) -> Iterator[OpenParquet]:
         """Open a file.
 
         Raises:
             OSError: It cannot be read.
             pyarrow.ArrowInvalid: It is no Parquet file, or is cut.
-            ImageError: One of its columns is of a type that cannot become the wanted one.
+            ImageError: One of its columns is of a type that cannot become the wanted one; or its footer
+                contradicts itself.
         """
         with self.storage.open_file(path) as source:
             # Column after column is read through a buffer: whole row groups may not fit into memory.
@@ -174,14 +228,18 @@ class ParquetColumns:
                 source, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
             )
             self.columns.check(file.schema_arrow)
-            yield file
+            yield OpenParquet(file, row_groups(file.metadata))
 
-    def read(self, file: pq.ParquetFile, part: FilePart, group: RowGroup) -> Iterator[Rows]:
+    def read(self, opened: OpenParquet, part: FilePart, group: RowGroup) -> Iterator[Rows]:
         """Yield the rows of a row group; where it is damaged, what can be read, and one row for the rest."""
         names = [*self.columns.names, *([] if self.content is None else [self.content])]
-        row, size = group.first, max(1, min(self.max_rows, _BATCH_BYTES // max(1, group.bytes_per_row)))
+        bytes_per_row = group.num_bytes // max(1, group.stop - group.first)
+        row, size = group.first, max(1, min(self.max_rows, _BATCH_BYTES // max(1, bytes_per_row)))
         try:
-            for batch in file.iter_batches(size, row_groups=[group.index], columns=names, use_threads=False):
+            batches = opened.file.iter_batches(
+                size, row_groups=[group.index], columns=names, use_threads=False
+            )
+            for batch in batches:
                 columns = self.columns.of(part, row, batch.num_rows, batch)
                 yield Rows(row, columns, None if self.content is None else batch.column(self.content))
                 row += batch.num_rows
@@ -189,34 +247,6 @@ class ParquetColumns:
                 raise OSError("its pages hold fewer rows than its footer says")
         except _DAMAGED as error:
             yield Rows(row, *self.columns.lost(part, row, group.stop, error))
-
-
-@dataclass(frozen=True)
-class RowGroup:
-    """Where a row group lies in its file."""
-
-    index: int
-    first: int
-    """Number in the file of its first row."""
-    stop: int
-    """Number of the row after its last one."""
-    middle: int
-    """Offset in bytes, by which Spark and parquet-mr too say whose it is."""
-    bytes_per_row: int
-    """Uncompressed."""
-
-
-def row_groups(metadata: pq.FileMetaData) -> Iterator[RowGroup]:
-    """Yield the row groups of a file, in order."""
-    first = 0
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        chunks = [group.column(i) for i in range(group.num_columns)]
-        start = _first_byte(chunks[0]) if chunks else 0
-        middle = start + sum(chunk.total_compressed_size for chunk in chunks) // 2
-        bytes_per_row = group.total_byte_size // max(1, group.num_rows)
-        yield RowGroup(index, first, first + group.num_rows, middle, bytes_per_row)
-        first += group.num_rows
 
 
 def read_part(files: ParquetColumns, part: FilePart, check: Callable[[pa.Schema], None]) -> Iterator[Rows]:
@@ -227,15 +257,14 @@ def read_part(files: ParquetColumns, part: FilePart, check: Callable[[pa.Schema]
 
     Args:
         files: How to read.
-        part: Its row groups are those whose middle byte it has.
+        part: Which of its row groups: see `OpenParquet.groups_of`.
         check: Raises an ImageError if a file's columns are not those that are expected.
     """
     try:
-        with files.open(part.path) as file:
-            check(file.schema_arrow)
-            for group in row_groups(file.metadata):
-                if part.has(group.middle):
-                    yield from files.read(file, part, group)
+        with files.open(part.path) as opened:
+            check(opened.file.schema_arrow)
+            for group in opened.groups_of(part):
+                yield from files.read(opened, part, group)
     except (ImageError, *_DAMAGED) as error:
         if part.part == 0 or isinstance(error, OSError):
             yield Rows(0, files.columns.of_problem(part, part.image_id), file_problem(part.path, error))
@@ -268,12 +297,18 @@ def one_line(reason: object) -> str:
 
 
 def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:
-    if column.type == type_:
-        return column
     # Nanoseconds, as pandas writes them, become Spark's microseconds.
-    return pc.cast(column, options=pc.CastOptions(type_, allow_time_truncate=True))
+    options = pc.CastOptions(type_, allow_time_truncate=True)
+    column = column if column.type == type_ else pc.cast(column, options=options)
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        if type_ != pa.string():
+            raise
+        return pa.array([_text(value) for value in column], type_)
+    return column
 
 
-def _first_byte(chunk: pq.ColumnChunkMetaData) -> int:
-    offsets = [chunk.data_page_offset, chunk.dictionary_page_offset or 0]
-    return min((offset for offset in offsets if offset > 0), default=0)
+def _text(value: pa.Scalar) -> str | None:
+    """Return a string that nobody has checked: not all that is written as text is UTF-8."""
+    return value.as_buffer().to_pybytes().decode(errors="replace") if value.is_valid else None

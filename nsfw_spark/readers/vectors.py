@@ -16,14 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from nsfw_spark.errors import ImageError
 from nsfw_spark.readers.chunk import VectorChunk
 from nsfw_spark.readers.npy import NpyFile, open_npy
 from nsfw_spark.readers.parquet_rows import (
-    PART_BYTES,
     FilePart,
+    OpenParquet,
     ParquetColumns,
     RowColumns,
     Rows,
@@ -31,7 +30,6 @@ from nsfw_spark.readers.parquet_rows import (
     file_parts,
     file_problem,
     read_part,
-    row_groups,
 )
 from nsfw_spark.readers.storage import Storage
 
@@ -123,11 +121,11 @@ class NpyReader:
                 yield from self._rows(part, npy, num_complete, metadata)
 
     def _rows(
-        self, part: FilePart, npy: NpyFile, num_complete: int, metadata: pq.ParquetFile | None
+        self, part: FilePart, npy: NpyFile, num_complete: int, metadata: OpenParquet | None
     ) -> Iterator[VectorChunk]:
         """Yield the rows of a part, and a row for what the file lacks."""
-        num_rows = npy.num_rows if metadata is None else min(npy.num_rows, metadata.metadata.num_rows)
-        wanted = rows_of_part(part, npy)
+        num_rows = npy.num_rows if metadata is None else min(npy.num_rows, metadata.num_rows)
+        wanted = part.share(npy.num_rows)
         there = range(wanted.start, min(wanted.stop, num_rows, num_complete))
         for rows in self._columns(part, there, metadata):
             if isinstance(rows.content, ImageError):
@@ -142,17 +140,17 @@ class NpyReader:
                 return
         if num_complete < num_rows and num_complete in wanted:
             yield self._cut(part, num_complete, num_rows, "the file ends there")
-        if metadata is not None and metadata.metadata.num_rows != npy.num_rows and part.part == 0:
+        if metadata is not None and metadata.num_rows != npy.num_rows and part.part == 0:
             yield self._lost(part, _unequal(part.path, npy, metadata))
 
-    def _columns(self, part: FilePart, wanted: range, metadata: pq.ParquetFile | None) -> Iterator[Rows]:
+    def _columns(self, part: FilePart, wanted: range, metadata: OpenParquet | None) -> Iterator[Rows]:
         """Yield the columns of rows, in blocks."""
         if metadata is None:
             for first in wanted[::BLOCK_ROWS]:
                 num_rows = min(BLOCK_ROWS, wanted.stop - first)
                 yield Rows(first, self._wanted.of(part, first, num_rows, None), None)
             return
-        for group in row_groups(metadata.metadata):
+        for group in metadata.groups:
             if group.stop <= wanted.start or group.first >= wanted.stop:
                 continue
             for rows in self._metadata.read(metadata, part, group):
@@ -165,7 +163,7 @@ class NpyReader:
                 if num_rows > 0:
                     yield Rows(first, rows.columns.slice(first - rows.first, num_rows), rows.content)
 
-    def _open_metadata(self, part: FilePart, opened: ExitStack) -> pq.ParquetFile | None:
+    def _open_metadata(self, part: FilePart, opened: ExitStack) -> OpenParquet | None:
         """Open the Parquet file beside a `.npy` file; None where there is none."""
         for path in metadata_paths(part.path):
             try:
@@ -207,14 +205,6 @@ def metadata_paths(npy: str) -> list[str]:
     beside = [npy.removesuffix(".npy") + ".parquet"]
     match = _CLIP_RETRIEVAL.fullmatch(npy)
     return [f"{match[1]}/metadata/metadata_{match[2]}.parquet", *beside] if match else beside
-
-
-def rows_of_part(part: FilePart, npy: NpyFile) -> range:
-    """Return the rows whose first byte a part has."""
-    size = max(1, npy.row_bytes)
-    starts = [-(-(PART_BYTES * number - npy.header_bytes) // size) for number in (part.part, part.part + 1)]
-    start, stop = (min(max(0, row), npy.num_rows) for row in starts)
-    return range(0 if part.part == 0 else start, npy.num_rows if part.part == part.parts - 1 else stop)
 
 
 def _chunk(columns: pa.RecordBatch, lists: pa.Array, dimension: int) -> VectorChunk:
@@ -272,8 +262,8 @@ def _wrong_dimension(got: int, dimension: int) -> ImageError:
     )
 
 
-def _unequal(path: str, npy: NpyFile, metadata: pq.ParquetFile) -> ImageError:
-    found, num_rows = npy.num_rows, metadata.metadata.num_rows
+def _unequal(path: str, npy: NpyFile, metadata: OpenParquet) -> ImageError:
+    found, num_rows = npy.num_rows, metadata.num_rows
     least = min(found, num_rows)
     left = f"; rows {least} to {found - 1} have no metadata and are not scored" if found > least else ""
     return ImageError(

@@ -86,8 +86,9 @@ def filter_job(options: JobOptions) -> Summary:
     tables.properties(spark, output)
     filtered.check_filter(spark, output, policy, spark.table(output.name(IMAGE_SCORES)).schema)
     contents = open_contents(spark, options.content_from, options.content_column, options.id_column)
-    with one_run_at_a_time(spark, output):
-        account_for_interrupted(spark, output)
+    with one_run_at_a_time(spark, output) as is_alone:
+        if is_alone:  # else what looks interrupted may be under way
+            account_for_interrupted(spark, output)
         filtered.update_filtered(spark, output, policy, contents)
         totals = count_tables(spark, output)
         ok = totals["safe_images"] + totals["flagged_images"]
@@ -196,6 +197,9 @@ class _Job:
         apart = versions.apart(self.output, self.scoring.fingerprint)
         counts, checkpoint = self._score_new(apart, generation=generation)
         versions.adopt(self.spark, apart, self.output, generation)
+        columns = self.spark.table(self.output.name(IMAGE_SCORES)).schema
+        card, fingerprint = self.scoring.card, self.scoring.fingerprint
+        tables.ensure_image_scores(self.spark, self.output, columns, card.name, fingerprint)
         return counts, checkpoint
 
     def _follow_changes(self, counts: Counts) -> Counts:

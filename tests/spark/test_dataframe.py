@@ -15,7 +15,6 @@ import nsfw_spark
 from nsfw_spark.errors import ConfigError, InputError
 from nsfw_spark.scorer import ImageScore
 from nsfw_spark.spark import keep_safe, read_images, schema, score_images, score_udf
-from nsfw_spark.spark.udf import _read_file
 from tests.spark.conftest import BAD, GOOD, THRESHOLD, image_id
 
 CONTENTS: dict[str, bytes | None] = {
@@ -163,10 +162,3 @@ def test_read_images_reads_what_spark_reads(spark: SparkSession, images: Path) -
     assertDataFrameEqual(found, spark.createDataFrame(files, found.schema))
     only = read_images(spark, str(images), glob="*.pdf").select("image_id").collect()
     assert [row.image_id for row in only] == [image_id(images / "document.pdf")]
-
-
-def test_a_file_that_cannot_be_read_has_no_content(tmp_path: Path) -> None:
-    (tmp_path / "a b%20.jpg").write_bytes(b"bytes")
-    assert _read_file(f"file:{tmp_path}/a b%20.jpg") == b"bytes"
-    assert _read_file(f"file:{tmp_path}/gone.jpg") is None
-    assert _read_file(f"file:{tmp_path}") is None

@@ -15,6 +15,7 @@ import nsfw_spark
 from nsfw_spark.errors import ConfigError, InputError, TableError
 from nsfw_spark.spark import schema
 from nsfw_spark.spark.pipeline import Summary
+from nsfw_spark.spark.sources import ImageFiles
 from tests.conftest import png
 from tests.spark.conftest import BAD, GOOD, THRESHOLD, Run, Tables, image_id, write_files, write_images
 
@@ -220,7 +221,7 @@ def test_a_schema_that_is_not_there_is_refused(run: Run, images: Path, tmp_path:
 
 @pytest.mark.parametrize("table", ["image_scores", *FILTERED, "runs"])
 def test_the_columns_say_what_they_mean(spark: SparkSession, scored: Path, table: str) -> None:
-    expected = schema.RUNS if table == "runs" else schema.image_scores(keep_content=False)
+    expected = schema.RUNS if table == "runs" else schema.image_scores(ImageFiles.columns, keep_content=False)
     found = Tables(spark, scored).frame(table).schema
     assert {field.name: field.dataType for field in found} == {f.name: f.dataType for f in expected}
     comments = {field.name: field.metadata.get("comment") for field in found}
@@ -233,9 +234,12 @@ def test_random_weights_are_refused_unless_allowed(run: Run, images: Path, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_content_is_asked_for_too_late(run: Run, images: Path, output: Path) -> None:
-    with pytest.raises(TableError, match="no column content"):
-        run(images, output, keep_content=True)
+def test_content_can_be_asked_for_later(run: Run, tables: Tables, output: Path) -> None:
+    folder = write_files(output.with_name("more"), {"late.png": png(seed=30)})
+    run(folder, output, keep_content=True)
+    contents = {key: row.content for key, row in tables.rows("image_scores").items()}
+    assert contents.pop(image_id(folder / "late.png")) == png(seed=30)
+    assert set(contents.values()) == {None}
 
 
 @pytest.mark.parametrize(
@@ -244,7 +248,6 @@ def test_content_is_asked_for_too_late(run: Run, images: Path, output: Path) -> 
         (".", {"glob": "*.gif"}, "no file that matches"),
         ("empty folder", {}, "no file"),
         ("nowhere", {}, "cannot be read"),
-        ("plain.png", {}, "is a file"),
     ],
 )
 def test_an_input_without_images_is_refused(
@@ -255,6 +258,11 @@ def test_an_input_without_images_is_refused(
     with pytest.raises(InputError, match=said):
         run(folder / name, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_input_can_be_one_file(run: Run, tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "images", {"plain.png": png(), "other.png": png()})
+    assert run(folder / "plain.png", tmp_path / "out").totals["image_scores"] == 1
 
 
 @pytest.mark.parametrize("occupied", ["image_scores", "runs"])

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 import typer
 import yaml
@@ -115,6 +115,42 @@ _FIELDS: Final = [field for field in JobOptions.model_fields if field != "input"
 _add_job("run", _run, "input", _FIELDS)
 _add_job("score", _score_only, "input", [field for field in _FIELDS if field not in _OF_FILTER])
 _add_job("filter", _filter, "output", (*_OF_FILTER, "content_column", "id_column"))
+
+
+@app.command("export")
+def export_images(  # noqa: PLR0913 - each is an option
+    *,
+    output: Annotated[str, typer.Argument(help="Where the tables lie: a directory or a catalog schema.")],
+    directory: Annotated[str, typer.Argument(help="URI of a directory that is empty or not there.")],
+    format: Annotated[  # noqa: A002 - the option's name
+        Literal["webdataset", "parquet"],
+        typer.Option(help="Tars, or Parquet files as Hugging Face has them."),
+    ] = "webdataset",
+    table: Annotated[
+        Literal["safe_images", "flagged_images", "quarantined_images"], typer.Option(help="What to write.")
+    ] = "safe_images",
+    content_from: Annotated[
+        str | None,
+        typer.Option(help="URI of the images, if neither in the table nor where they were scored."),
+    ] = None,
+    content_column: Annotated[str | None, typer.Option(help=_help("content_column"))] = None,
+    id_column: Annotated[str | None, typer.Option(help=_help("id_column"))] = None,
+    images_per_shard: Annotated[int, typer.Option(min=1, help="At most so many in one file.")] = 10_000,
+    max_error_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of images not found above which the exit status is 3.")
+    ] = 0.1,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001 - see main
+) -> int:
+    """Write the images that passed as tars or Parquet files, for training, with a manifest."""
+    from nsfw_spark.spark.export import ExportOptions, export_job
+    from nsfw_spark.spark.sharding import ShardSize
+
+    columns = {"content_column": content_column, "id_column": id_column}
+    options = job_options({"output": output, "content_from": content_from, **columns})
+    size = ShardSize(images=images_per_shard)
+    exported = export_job(options, ExportOptions(directory, format, table, size))
+    typer.echo(json.dumps(exported.as_dict()))
+    return _TOO_MANY_ERRORS if exported.missing_rate > max_error_rate else _DONE
 
 
 @models.command("list")

@@ -10,27 +10,23 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, Final, Literal
 
-import pyarrow as pa
-from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, LongType, StringType, StructField, StructType
 
 import nsfw_spark
 from nsfw_spark.errors import InputError, TableError
 from nsfw_spark.options import JobOptions, absolute_uri
 from nsfw_spark.readers.storage import HADOOP_PREFIXES, Storage
-from nsfw_spark.shards import KEY, SHARD, TEMPORARY, Shard, ShardFormat, ShardWriter
-from nsfw_spark.spark import schema
+from nsfw_spark.shards import TEMPORARY, Shard, ShardFormat, ShardWriter
 from nsfw_spark.spark.content import Contents, open_contents
 from nsfw_spark.spark.filtered import Shown, shown_by
 from nsfw_spark.spark.hadoop import delete, file_system, list_names, settings
 from nsfw_spark.spark.session import get_session
+from nsfw_spark.spark.sharding import ShardSize, write_shards
 from nsfw_spark.spark.sources import Source, SourceOptions, open_source
 from nsfw_spark.spark.summary import Clock
 from nsfw_spark.spark.tables import PROPERTY, RUNS, Output, last_version
@@ -39,23 +35,6 @@ MANIFEST: Final = "manifest.json"
 _UNFINISHED: Final = "_unfinished"
 _OURS: Final = re.compile(rf"\d{{5,}}\.(tar|parquet)|{TEMPORARY}|{_UNFINISHED}")
 _SHOWN: Final = 10  # image_ids of missing images
-_PARTITION_BITS: Final = 33  # below them monotonically_increasing_id counts, above is the partition
-
-_WRITTEN: Final = ("image_id", "nsfw_score", "content_sha256", "width", "height", "model")
-"""What is said of each image, besides what the source carried along."""
-
-_RESULT: Final = StructType(
-    [
-        StructField("number", LongType()),
-        StructField("name", StringType()),
-        StructField("images", LongType()),
-        StructField("bytes", LongType()),
-        StructField("sha256", StringType()),
-        StructField("missing", LongType()),
-        StructField("first_missing", ArrayType(StringType())),
-    ]
-)
-"""A `Shard`, as a row."""
 
 ExportedTable = Literal["safe_images", "flagged_images", "quarantined_images"]
 
@@ -68,10 +47,7 @@ class ExportOptions:
     """URI; it must be empty, or hold an unfinished export."""
     format: ShardFormat = "webdataset"
     table: ExportedTable = "safe_images"
-    images_per_shard: int = 10_000
-    """At most."""
-    bytes_per_shard: int = 1 << 30
-    """About: a shard ends with the image that makes it more."""
+    size: ShardSize = field(default_factory=ShardSize)
 
 
 @dataclass(frozen=True)
@@ -93,6 +69,12 @@ class Exported:
         return sum(shard.missing for shard in self.shards)
 
     @property
+    def missing_rate(self) -> float:
+        """Share of all images whose bytes were not found."""
+        total = self.missing + sum(shard.images for shard in self.shards)
+        return self.missing / total if total else 0.0
+
+    @property
     def first_missing(self) -> list[str]:
         """The image_ids of some of them."""
         return [image_id for shard in self.shards for image_id in shard.first_missing][:_SHOWN]
@@ -112,9 +94,9 @@ def export_job(options: JobOptions, export: ExportOptions) -> Exported:
     """Write the images of a filtered table for training; loads no model.
 
     Args:
-        options: Of these `output`, where the tables lie; `content_from`, `content_column` and `id_column`, where
-            the images lie. Without `content_from` they come from the table itself, if it has a column `content`,
-            else from the inputs that the table `runs` names.
+        options: Of these `output`, where the tables lie; `content_from`, `content_column` and `id_column`,
+            where the images lie. Without `content_from` they come from the table itself, if it has a column
+            `content`, else from the inputs that the table `runs` names.
         export: What is written where.
 
     Raises:
@@ -128,7 +110,8 @@ def export_job(options: JobOptions, export: ExportOptions) -> Exported:
     directory = _claim(spark, export.directory)
     storage = Storage(settings(spark, HADOOP_PREFIXES))
     _write_file(storage, directory, _UNFINISHED, "An export by nsfw-spark that is not complete.\n")
-    shards = _write(table.rows, contents, ShardWriter(storage, directory, export.format), export)
+    writer = ShardWriter(storage, directory, export.format)
+    shards = write_shards(table.rows, contents, writer, export.size)
     exported = Exported(shards, clock.seconds())
     _tell_missing(exported)
     manifest = json.dumps(_manifest(exported, export, table, contents), indent=2, ensure_ascii=False)
@@ -229,72 +212,11 @@ def _claim(spark: SparkSession, location: str) -> str:
     foreign = [name for name in names if not _OURS.fullmatch(name)]
     if foreign or (names and _UNFINISHED not in names):
         raise InputError(
-            f"{location} is not empty (it holds {(foreign or names)[0]}); expected an empty directory, or one "
-            "that does not exist"
+            f"{location} is not empty (it holds {(foreign or names)[0]}); expected an empty directory, or "
+            "one that does not exist"
         )
     delete(spark, uri)
     return uri
-
-
-def _write(rows: DataFrame, contents: Contents, writer: ShardWriter, export: ExportOptions) -> list[Shard]:
-    """Write all shards on the executors; return them in order."""
-    ordered = _ordered(rows.drop("content"))
-    try:
-        placed, num_shards = _placed(ordered, export)
-        if "content" in rows.columns:
-            own = rows.groupBy("image_id").agg(F.first("content", ignorenulls=True).alias("content"))
-            placed = placed.join(own, "image_id", "left")
-        images = contents.join(placed).repartition(max(1, num_shards), SHARD)
-        images = contents.read_files(images.sortWithinPartitions(SHARD, KEY))
-        written = images.select(SHARD, KEY, *_columns(rows), "format", "content")
-        results = written.mapInArrow(partial(_write_shards, writer), _RESULT).collect()
-    finally:
-        ordered.unpersist()
-    return sorted((Shard(**row.asDict()) for row in results), key=lambda shard: shard.number)
-
-
-def _columns(rows: DataFrame) -> list[str]:
-    """Return the names of what is said of each image."""
-    ours = {schema.IMAGE_ID.name, *schema.SCORE.names, *schema.MODEL.names, schema.CONTENT.name}
-    return [*_WRITTEN, *(name for name in rows.columns if name not in ours)]
-
-
-def _write_shards(writer: ShardWriter, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    columns = schema.arrow_schema(_RESULT)
-    for shard in writer.write(batches):
-        yield pa.RecordBatch.from_pylist([asdict(shard)], schema=columns)
-
-
-def _ordered(rows: DataFrame) -> DataFrame:
-    """Sort by image_id, and keep what was sorted: `_place` holds partition and row, which must not change."""
-    ordered = rows.orderBy("image_id", "content_sha256", "scored_at")
-    return ordered.withColumn("_place", F.monotonically_increasing_id()).persist()
-
-
-def _placed(ordered: DataFrame, export: ExportOptions) -> tuple[DataFrame, int]:
-    """Return the rows with key and number of shard, and the number of shards.
-
-    Numbers follow from the order alone, however Spark has cut it. Every `images_per_shard` images begin a group;
-    where its images are more than `bytes_per_shard`, it is several shards.
-    """
-    spark, partition = ordered.sparkSession, F.shiftright("_place", _PARTITION_BITS).alias("_partition")
-    sizes = ordered.groupBy(partition).count().orderBy("_partition").collect()
-    firsts = [sum(row["count"] for row in sizes[:i]) for i in range(len(sizes))]
-    offsets = [(row["_partition"], first) for row, first in zip(sizes, firsts, strict=True)]
-    offset = F.broadcast(spark.createDataFrame(offsets, "_partition long, _first long"))
-    row_number = F.col("_place").bitwiseAND((1 << _PARTITION_BITS) - 1)
-    number = (F.col("_first") + row_number).alias("_number")
-    numbered = ordered.join(offset, F.shiftright("_place", _PARTITION_BITS) == F.col("_partition"))
-    numbered = numbered.select(*ordered.columns, number)
-    numbered = numbered.withColumn("_group", F.floor(F.col("_number") / export.images_per_shard))
-    before = Window.partitionBy("_group").orderBy("_number").rowsBetween(Window.unboundedPreceding, -1)
-    num_bytes = F.coalesce(F.sum("length").over(before), F.lit(0))
-    grouped = numbered.withColumn("_part", F.floor(num_bytes / export.bytes_per_shard))
-    parts = sorted(grouped.select("_group", "_part").distinct().collect())
-    shards = [(*part, number) for number, part in enumerate(parts)]
-    shard = F.broadcast(spark.createDataFrame(shards, f"_group long, _part long, {SHARD} long"))
-    key = F.format_string("%09d", "_number").alias(KEY)
-    return grouped.join(shard, ["_group", "_part"]).select(*ordered.columns[:-1], key, SHARD), len(parts)
 
 
 def _tell_missing(exported: Exported) -> None:

@@ -122,8 +122,10 @@ class _Job:
         clock = Clock()
         check_ids(self.source)
         account_for_interrupted(self.spark, self.output)
-        is_new_version = self.options.rescore == "all" and self.output.exists(self.spark, IMAGE_SCORES)
-        counts, checkpoint = self._score_all_again() if is_new_version else self._score_new(self.output)
+        if self.options.rescore == "changed" or self.options.prune:
+            check_comparable(self.source, "--prune" if self.options.prune else "--rescore changed")
+        begins_again = self.options.rescore == "all" and self.output.exists(self.spark, IMAGE_SCORES)
+        counts, checkpoint = self._score_all_again() if begins_again else self._score_new(self.output)
         if self.options.rescore == "changed" or self.options.prune:
             counts = self._follow_changes(counts)
         score_seconds = clock.seconds()
@@ -193,13 +195,15 @@ class _Job:
 
     def _score_all_again(self) -> tuple[Counts, str]:
         """Score all into a table apart, whose rows then replace those of image_scores in one commit."""
-        generation = versions.generation(self.spark, self.output) + 1
-        apart = versions.apart(self.output, self.scoring.fingerprint)
-        counts, checkpoint = self._score_new(apart, generation=generation)
-        versions.adopt(self.spark, apart, self.output, generation)
-        columns = self.spark.table(self.output.name(IMAGE_SCORES)).schema
-        card, fingerprint = self.scoring.card, self.scoring.fingerprint
-        tables.ensure_image_scores(self.spark, self.output, columns, card.name, fingerprint)
+        fingerprint = self.scoring.fingerprint
+        if versions.is_adopted(self.spark, self.output, fingerprint):
+            counts, checkpoint = self._score_new(self.output)
+        else:
+            generation = versions.generation(self.spark, self.output) + 1
+            apart = versions.apart(self.output, fingerprint, generation)
+            counts, checkpoint = self._score_new(apart, generation=generation)
+            versions.adopt(self.spark, apart, self.output, generation)
+        versions.forget(self.spark, self.output)
         return counts, checkpoint
 
     def _follow_changes(self, counts: Counts) -> Counts:

@@ -11,7 +11,7 @@ from typing import Final
 from pyspark.sql import SparkSession
 
 from nsfw_spark.spark import tables
-from nsfw_spark.spark.hadoop import delete
+from nsfw_spark.spark.hadoop import delete, exists, list_names
 from nsfw_spark.spark.tables import IMAGE_SCORES, PROPERTY, Output
 
 _GENERATION: Final = PROPERTY.format("generation")
@@ -24,16 +24,30 @@ def generation(spark: SparkSession, output: Output) -> int:
     return int(tables.properties(spark, output).get("generation", 1))
 
 
-def apart(output: Output, fingerprint: str) -> Output:
-    """Return where the next generation is scored, until it is whole."""
-    return Output(f"{output.checkpoints}/rescored-{fingerprint}", output.checkpoints)
+def apart(output: Output, fingerprint: str, number: int) -> Output:
+    """Return where a generation is scored until it is whole."""
+    return Output(f"{output.checkpoints}/rescored-{number}-{fingerprint}", output.checkpoints)
+
+
+def is_adopted(spark: SparkSession, output: Output, fingerprint: str) -> bool:
+    """Whether a killed run has put its rows in place, and had no time to say so."""
+    found = apart(output, fingerprint, generation(spark, output))
+    return exists(spark, found.location)
 
 
 def adopt(spark: SparkSession, source: Output, output: Output, number: int) -> None:
-    """Put the rows of a table apart in place of those of image_scores, in one commit, and delete it."""
-    found = {**tables.properties(spark, source), "generation": str(number)}
+    """Put the rows of a table apart in place of those of image_scores, in one commit."""
+    found = tables.properties(spark, source)
     writer = spark.table(source.name(IMAGE_SCORES)).writeTo(output.name(IMAGE_SCORES)).using("delta")
-    for key, value in found.items():
+    for key, value in {**found, "generation": str(number)}.items():
         writer = writer.tableProperty(PROPERTY.format(key), value)
     writer.createOrReplace()
-    delete(spark, source.location)
+    columns = spark.table(output.name(IMAGE_SCORES)).schema
+    tables.ensure_image_scores(spark, output, columns, found["model"], found["model_fingerprint"])
+
+
+def forget(spark: SparkSession, output: Output) -> None:
+    """Delete all that was scored apart, whole or not."""
+    for name in list_names(spark, str(output.checkpoints)):
+        if name.startswith("rescored-"):
+            delete(spark, f"{output.checkpoints}/{name}")

@@ -1,0 +1,162 @@
+"""What changed and what went: nothing is scored again, and no row goes, unless it is asked for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+from nsfw_spark.errors import ConfigError, TableError
+from tests.conftest import png
+from tests.spark.conftest import Run, Tables, image_id, write_files
+from tests.spark.test_sources import samples, tar
+
+FILTERED = ("safe_images", "flagged_images", "quarantined_images")
+IMAGES = {f"{i}.png": png(seed=i) for i in range(4)} | {"empty.png": b"", "text.png": b"text"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_files(tmp_path / "images", IMAGES)
+
+
+@pytest.fixture
+def tables(spark: SparkSession, tmp_path: Path) -> Tables:
+    return Tables(spark, tmp_path / "out")
+
+
+def change(path: Path, content: bytes) -> None:
+    """Write other bytes, a minute later."""
+    before = path.stat().st_mtime
+    path.write_bytes(content)
+    os.utime(path, (before + 60, before + 60))
+
+
+def is_consistent(tables: Tables) -> bool:
+    parts = [set(tables.rows(name)) for name in FILTERED]
+    return set().union(*parts) == set(tables.rows("image_scores")) and sum(map(len, parts)) == len(
+        set().union(*parts)
+    )
+
+
+def test_a_changed_file_keeps_its_score_until_it_is_asked_for(
+    run: Run, folder: Path, tables: Tables, tmp_path: Path
+) -> None:
+    run(folder, tmp_path / "out")
+    before = tables.rows("image_scores")
+    change(folder / "1.png", png(seed=50))
+    change(folder / "text.png", png(seed=51))
+    change(folder / "empty.png", png(seed=52))
+    run(folder, tmp_path / "out")
+    assert tables.rows("image_scores") == before
+
+    summary = run(folder, tmp_path / "out", rescore="changed")
+    after = tables.rows("image_scores")
+    assert summary.counts.images == summary.counts.ok == 3
+    assert after.keys() == before.keys()
+    changed = {image_id(folder / name) for name in ("1.png", "text.png", "empty.png")}
+    assert {key for key in before if after[key] != before[key]} == changed
+    assert all(after[key].status == "ok" for key in changed)
+    assert is_consistent(tables)
+
+    versions = tables.operations("image_scores")
+    assert run(folder, tmp_path / "out", rescore="changed").counts.images == 0
+    assert tables.operations("image_scores") == versions
+
+
+def test_a_file_that_came_again_after_it_was_missed_is_scored(
+    run: Run, folder: Path, tables: Tables, tmp_path: Path
+) -> None:
+    run(folder, tmp_path / "out")
+    (folder / "2.png").unlink()
+    run(folder, tmp_path / "out", prune=True)
+    write_files(folder, {"2.png": png(seed=2)})
+    run(folder, tmp_path / "out")
+    assert image_id(folder / "2.png") not in tables.rows("image_scores")
+    run(folder, tmp_path / "out", rescore="changed")
+    assert tables.rows("image_scores")[image_id(folder / "2.png")].status == "ok"
+
+
+def test_all_images_of_a_changed_tar_are_replaced(run: Run, tables: Tables, tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "tars", {"a.tar": tar(samples(0, 3)), "b.tar": tar(samples(5, 2))})
+    run(folder, tmp_path / "out")
+    before = tables.rows("image_scores")
+    change(folder / "a.tar", tar(samples(1, 1) + samples(8, 1)))
+    run(folder, tmp_path / "out", rescore="changed")
+    after = tables.rows("image_scores")
+    names = {key.rpartition("/")[2] for key in after}
+    assert names == {"0001.png", "0008.png", "0005.png", "0006.png"}
+    assert all(after[key] == row for key, row in before.items() if "b.tar" in key)
+    assert is_consistent(tables)
+
+
+def test_rows_of_deleted_files_go_only_when_they_are_pruned(
+    run: Run, folder: Path, tables: Tables, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = write_files(tmp_path / "other", {"kept.png": png(seed=9)})
+    run(folder, tmp_path / "out")
+    run(other, tmp_path / "out")
+    (folder / "0.png").unlink()
+    (folder / "text.png").unlink()
+    run(folder, tmp_path / "out")
+    assert len(tables.rows("image_scores")) == len(IMAGES) + 1
+    run(folder, tmp_path / "out", prune=True)
+    left = {image_id(folder / name) for name in IMAGES if name not in ("0.png", "text.png")}
+    assert set(tables.rows("image_scores")) == left | {image_id(other / "kept.png")}
+    assert "deleted 2 rows" in capfd.readouterr().err
+    assert is_consistent(tables)
+
+
+def test_rescoring_all_begins_a_new_version(
+    run: Run, folder: Path, tables: Tables, tmp_path: Path, other_card_file: str
+) -> None:
+    output = tmp_path / "out"
+    run(folder, output)
+    before = tables.rows("image_scores")
+    version = len(tables.operations("image_scores")) - 1
+    with pytest.raises(TableError, match="do not compare"):
+        run(folder, output, model=other_card_file)
+
+    summary = run(folder, output, model=other_card_file, rescore="all")
+    after = tables.rows("image_scores")
+    assert summary.counts.images == len(after) == len(before)
+    assert after.keys() == before.keys()
+    assert {row.model for row in after.values()} == {"other"}
+    assert tables.rows("image_scores", version) == before
+    assert is_consistent(tables)
+    assert not list((output / "_checkpoints").glob("rescored-*"))
+
+    write_files(folder, {"new.png": png(seed=70)})
+    assert run(folder, output, model=other_card_file).counts.images == 1
+    assert run(folder, output, model=other_card_file, rescore="all").counts.images == len(IMAGES) + 1
+
+
+def test_a_lost_checkpoint_is_refused_and_rescoring_all_repairs_it(
+    run: Run, folder: Path, tables: Tables, tmp_path: Path
+) -> None:
+    run(folder, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "_checkpoints")
+    with pytest.raises(TableError, match="--rescore all"):
+        run(folder, tmp_path / "out")
+    assert run(folder, tmp_path / "out", rescore="all").counts.images == len(IMAGES)
+    assert run(folder, tmp_path / "out").counts.images == 0
+    assert len(tables.rows("image_scores")) == len(IMAGES)
+
+
+@pytest.fixture
+def delta_source(spark: SparkSession, tmp_path: Path) -> Path:
+    frame = spark.createDataFrame([("a", png()), ("b", png(seed=1))], "id string, image binary")
+    frame.write.format("delta").save(str(tmp_path / "delta"))
+    return tmp_path / "delta"
+
+
+@pytest.mark.parametrize("options", [{"rescore": "changed"}, {"prune": True}])
+def test_rows_of_a_delta_table_cannot_be_compared_with_files(
+    run: Run, delta_source: Path, tmp_path: Path, options: dict[str, str]
+) -> None:
+    with pytest.raises(ConfigError, match="no directory of files"):
+        run(delta_source, tmp_path / "out", id_column="id", **options)
+    assert not (tmp_path / "out" / "image_scores").exists()

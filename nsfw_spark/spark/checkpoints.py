@@ -17,7 +17,7 @@ from nsfw_spark.spark.sources import Source
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 
 
-def find_checkpoint(spark: SparkSession, output: Output, source: Source, generation: int) -> str:
+def find_checkpoint(spark: SparkSession, output: Output, source: Source, generation: str) -> str:
     """Return the URI of an input's checkpoint, whether or not it is there already.
 
     Raises:
@@ -33,7 +33,7 @@ def find_checkpoint(spark: SparkSession, output: Output, source: Source, generat
     return uri
 
 
-def checkpoint_name(source: Source, generation: int) -> str:
+def checkpoint_name(source: Source, generation: str) -> str:
     """Return the name of an input's checkpoint."""
     key = hashlib.sha256(source.uri.encode()).hexdigest()[:12]
     kind = "vectors" if source.has_vectors else "images"

@@ -143,7 +143,7 @@ class _Job:
         }
         return finish_run(self.spark, self.output, clock, counts, run)
 
-    def _score_new(self, target: Output, *, generation: int | None = None) -> tuple[Counts, str]:
+    def _score_new(self, target: Output, *, generation: str | None = None) -> tuple[Counts, str]:
         """Append to a target's image_scores what its checkpoint has not seen; return that too."""
         spark, source, scoring = self.spark, self.source, self.scoring
         columns = schema.image_scores(source.columns, keep_content=self.options.keep_content)
@@ -199,8 +199,8 @@ class _Job:
         if versions.is_adopted(self.spark, self.output, fingerprint):
             counts, checkpoint = self._score_new(self.output)
         else:
-            generation = versions.generation(self.spark, self.output) + 1
-            apart = versions.apart(self.output, fingerprint, generation)
+            generation = versions.next_generation(self.spark, self.output, fingerprint)
+            apart = versions.apart(self.output, generation)
             counts, checkpoint = self._score_new(apart, generation=generation)
             versions.adopt(self.spark, apart, self.output, generation)
         versions.forget(self.spark, self.output)

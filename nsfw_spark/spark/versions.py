@@ -14,32 +14,38 @@ from nsfw_spark.spark import tables
 from nsfw_spark.spark.hadoop import delete, exists, list_names
 from nsfw_spark.spark.tables import IMAGE_SCORES, PROPERTY, Output
 
-_GENERATION: Final = PROPERTY.format("generation")
+_FIRST: Final = "1"
 
 
-def generation(spark: SparkSession, output: Output) -> int:
-    """Return how often image_scores has begun: 1 for a table that was never rescored as a whole."""
+def generation(spark: SparkSession, output: Output) -> str:
+    """Return the name of what image_scores is now: `1`, or `2-FINGERPRINT` after it was rescored."""
     if not output.exists(spark, IMAGE_SCORES):
-        return 1
-    return int(tables.properties(spark, output).get("generation", 1))
+        return _FIRST
+    return tables.properties(spark, output).get("generation", _FIRST)
 
 
-def apart(output: Output, fingerprint: str, number: int) -> Output:
+def next_generation(spark: SparkSession, output: Output, fingerprint: str) -> str:
+    """Return the name of what image_scores will be when a model has scored all again."""
+    number, _, _ = generation(spark, output).partition("-")
+    return f"{int(number) + 1}-{fingerprint}"
+
+
+def apart(output: Output, generation: str) -> Output:
     """Return where a generation is scored until it is whole."""
-    return Output(f"{output.checkpoints}/rescored-{number}-{fingerprint}", output.checkpoints)
+    return Output(f"{output.checkpoints}/rescored-{generation}", output.checkpoints)
 
 
 def is_adopted(spark: SparkSession, output: Output, fingerprint: str) -> bool:
-    """Whether a killed run has put its rows in place, and had no time to say so."""
-    found = apart(output, fingerprint, generation(spark, output))
-    return exists(spark, found.location)
+    """Whether a killed run of this model has put its rows in place, and had no time to say so."""
+    now = generation(spark, output)
+    return now.endswith(f"-{fingerprint}") and exists(spark, apart(output, now).location)
 
 
-def adopt(spark: SparkSession, source: Output, output: Output, number: int) -> None:
+def adopt(spark: SparkSession, source: Output, output: Output, generation: str) -> None:
     """Put the rows of a table apart in place of those of image_scores, in one commit."""
     found = tables.properties(spark, source)
     writer = spark.table(source.name(IMAGE_SCORES)).writeTo(output.name(IMAGE_SCORES)).using("delta")
-    for key, value in {**found, "generation": str(number)}.items():
+    for key, value in {**found, "generation": generation}.items():
         writer = writer.tableProperty(PROPERTY.format(key), value)
     writer.createOrReplace()
     columns = spark.table(output.name(IMAGE_SCORES)).schema

@@ -39,9 +39,12 @@ def test_the_readme_names_no_option_that_does_not_exist(readme: str) -> None:
 
 def test_the_readme_names_each_column(readme: str) -> None:
     pytest.importorskip("pyspark")
+    from pyspark.sql.types import StructType
+
     from nsfw_spark.spark import schema
 
-    columns = [*schema.image_scores(keep_content=True).names, *schema.RUNS.names]
+    source = StructType([schema.IMAGE_ID, schema.SOURCE_FILE, schema.MODIFICATION_TIME])
+    columns = [*schema.image_scores(source, keep_content=True).names, *schema.RUNS.names]
     missing = [name for name in columns if not re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", readme)]
     assert not missing
 

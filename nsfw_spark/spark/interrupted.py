@@ -35,11 +35,32 @@ def account_for_interrupted(spark: SparkSession, output: Output) -> int:
     seen = _seen_version(spark, output, version)
     if seen == version:
         return 0
-    found = _runs_since(spark, output, seen, version)
+    return _add_unknown(spark, output, output, _runs_since(spark, output, seen, version))
+
+
+def account_for_rescoring(spark: SparkSession, apart: Output, output: Output, run_id: str) -> int:
+    """Add a row to `runs` for each earlier run whose rows are in a table apart; return how many.
+
+    To be called by the run that is about to put them in place of those of `image_scores`: nobody looks for
+    them after that run has written its own row, which is of that version.
+
+    Args:
+        spark: The session.
+        apart: Where runs of `--rescore all` have scored.
+        output: Where `runs` lies.
+        run_id: Of the run that calls; its row it writes itself.
+    """
+    version = tables.last_version(spark, apart, IMAGE_SCORES)
+    found = _runs_since(spark, apart, 0, version or 0)  # version 0 made it, without rows
+    return _add_unknown(spark, apart, output, [run for run in found if run["run_id"] != run_id])
+
+
+def _add_unknown(spark: SparkSession, scored: Output, output: Output, found: list[dict[str, Any]]) -> int:
+    """Add rows for those runs that `runs` does not know; `scored` holds the image_scores they wrote."""
     known = _known(spark, output, [run["run_id"] for run in found])
     unknown = [run for run in found if run["run_id"] not in known]
     if unknown:
-        origins = _origins(spark, output)
+        origins = _origins(spark, scored)
         rows = [{**run, **origins.get(run["_commit_version"], {})} for run in unknown]
         tables.append_runs(spark, output, rows)
     return len(unknown)

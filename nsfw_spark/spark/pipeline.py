@@ -22,7 +22,7 @@ from nsfw_spark.spark import filtered, schema, tables, versions
 from nsfw_spark.spark.checkpoints import find_checkpoint, last_batch
 from nsfw_spark.spark.content import Contents, open_contents
 from nsfw_spark.spark.gpu import num_visible_gpus
-from nsfw_spark.spark.interrupted import account_for_interrupted
+from nsfw_spark.spark.interrupted import account_for_interrupted, account_for_rescoring
 from nsfw_spark.spark.lock import one_run_at_a_time
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import OBSERVATION, Counts, counting_columns, follow
@@ -202,6 +202,7 @@ class _Job:
             generation = versions.next_generation(self.spark, self.output, fingerprint)
             apart = versions.apart(self.output, generation)
             counts, checkpoint = self._score_new(apart, generation=generation)
+            account_for_rescoring(self.spark, apart, self.output, self.run_id)
             versions.adopt(self.spark, apart, self.output, generation)
         versions.forget(self.spark, self.output)
         return counts, checkpoint

@@ -217,13 +217,14 @@ def killed_again_and_again(
     place: Place, source: Source, output: Path, moments: Sequence[Moment]
 ) -> list[str]:
     """Run with a kill at each moment; return what the kills hit."""
-    chance, hit = random.Random(SEED), []  # noqa: S311 - to be repeated, not to be secret
+    hit: list[str] = []
+    chance = random.Random(SEED)  # noqa: S311 - to be repeated, not to be secret
     print(f"\nKILL_SEED={SEED}")  # noqa: T201 - shown where a test fails, and with -s
     for moment in moments:
         with running(place.folder / "cwd", *place.in_small_batches(source, output)) as command:
             where = kill_at(command, moment, output, chance)
         print(f"kill {len(hit) + 1}: {where or f'none: it ended before {moment.name}'}")  # noqa: T201
-        hit += [where] * (where is not None)
+        hit += [] if where is None else [where]
     return hit
 
 

@@ -17,19 +17,10 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
+from nsfw_spark.spark.commits import changes_no_row, may_lack_additions, only_adds
 from nsfw_spark.spark.content import Contents
 from nsfw_spark.spark.policy import Policy, check_policy, is_ok
 from nsfw_spark.spark.tables import FILTERED, IMAGE_SCORES, PROPERTY, Output, at_once, history, properties
-
-# What may happen to image_scores without a row of it changing or going.
-_HARMLESS: Final = {
-    "STREAMING UPDATE",
-    "OPTIMIZE",
-    "SET TBLPROPERTIES",
-    "VACUUM START",
-    "VACUUM END",
-    "ADD CONSTRAINT",
-}
 
 _SCAN_BYTES: Final = 128 << 20  # Spark's default for what a task reads
 _GOOD_FILE_BYTES: Final = 64 << 20  # Delta's compaction leaves files of this size alone
@@ -147,13 +138,9 @@ def _can_follow(shown: Shown | None, now: Shown, commits: list[Any]) -> bool:
     return (
         replace(shown, image_scores_version=0) == replace(now, image_scores_version=0)
         and len(since) == now.image_scores_version - shown.image_scores_version  # none cleaned away
-        and all(_only_adds(commit) for commit in since)
+        and all(only_adds(commit) for commit in since)
+        and not may_lack_additions(since)
     )
-
-
-def _only_adds(commit: Any) -> bool:  # noqa: ANN401 - a Row of DESCRIBE HISTORY
-    appends = commit.operation == "WRITE" and commit.operationParameters.get("mode") == "Append"
-    return appends or commit.operation in _HARMLESS
 
 
 def shown_by(spark: SparkSession, output: Output, table: str) -> Shown | None:
@@ -161,7 +148,7 @@ def shown_by(spark: SparkSession, output: Output, table: str) -> Shown | None:
     if not output.exists(spark, table):
         return None
     for commit in history(spark, output, table):
-        if commit.operation in _HARMLESS:
+        if changes_no_row(commit):
             continue
         try:
             return Shown(**json.loads(commit.userMetadata or ""))

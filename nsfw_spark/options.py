@@ -46,13 +46,13 @@ class JobOptions(BaseModel):
     output: str
     """URI of a directory for the tables, or a catalog schema: `catalog.schema`."""
     format: Literal["auto", "files", "webdataset", "parquet", "delta", "embeddings", "cloudfiles"] = "auto"
-    """What INPUT holds: `files`, `webdataset`, `parquet`, `delta`, `embeddings`, `cloudfiles`; `auto` looks."""
+    """What INPUT holds: files, webdataset, parquet, delta, embeddings, cloudfiles; `auto` looks."""
     glob: str | None = None
     """Only files whose names match, such as `*.{jpg,png}`; default: all that the format expects."""
     content_column: str | None = None
     """Column with the images, or the embeddings; default: found by its type."""
     id_column: str | None = None
-    """Column whose values become image_id, unique and not null; default: image_id, else where the row lies."""
+    """Column whose values become image_id, none null or twice; default: image_id, else file#row."""
     carry: str = "all"
     """Columns of the source to carry along: `all`, `none`, or names with commas between them."""
     model: str = "laion-vit-l-14"

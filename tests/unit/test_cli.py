@@ -247,7 +247,8 @@ def test_help_of_models_exits_with_0(command: Command, name: str) -> None:
 def test_every_option_of_a_job_is_one_of_run_and_the_other_way_round() -> None:
     assert options_of("run") == set(JobOptions.model_fields)
     assert options_of("score") == set(JobOptions.model_fields) - {"threshold", "policy", "content_from"}
-    assert options_of("filter") == {"output", "threshold", "policy"}
+    columns = {"content_column", "id_column"}  # of --content-from
+    assert options_of("filter") == {"output", "threshold", "policy", "content_from", *columns}
 
 
 def test_version_is_the_packages(command: Command) -> None:

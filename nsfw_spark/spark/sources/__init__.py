@@ -1,8 +1,9 @@
 """Sources: where images come from.
 
 A source says what Spark lists (`Source.stream`, `Source.batch`), and has a reader that finds the images in
-it, in the Python workers: `files` one in each file, `webdataset` thousands in a tar, `parquet` and `delta` one
-in each row; `embeddings` finds no images but vectors that were computed elsewhere. `scoring` puts both together.
+it, in the Python workers: `files` one in each file, `webdataset` thousands in a tar, `parquet` and `delta`
+one in each row; `embeddings` finds no images but vectors that were computed elsewhere. `scoring` puts both
+together.
 """
 
 from __future__ import annotations

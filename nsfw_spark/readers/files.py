@@ -20,8 +20,8 @@ COLUMNS: Final = pa.schema(
 class LocalFileReader:
     """Reads each listed file whole, when the scorer asks for it.
 
-    On their way through Spark bytes would be copied several times. From an object store Spark reads them, with
-    its own credentials: see `ContentReader`.
+    On their way through Spark bytes would be copied several times. From an object store Spark reads them,
+    with its own credentials: see `ContentReader`.
     """
 
     def read(self, listed: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:

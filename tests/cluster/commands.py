@@ -24,7 +24,8 @@ from tests.cluster.conftest import ROOT, within
 
 FILTERED: Final = ("safe_images", "flagged_images", "quarantined_images")
 TABLES: Final = ("image_scores", *FILTERED)
-WAIT_SECONDS: Final = 240
+WAIT_SECONDS: Final = 600
+"""However busy the machine is, no command takes so long."""
 CODE: Final = "from nsfw_spark.cli import main; main()"
 SEVERAL: Final = """
 import json, sys
@@ -160,7 +161,9 @@ def stage(output: Path, before: Trace) -> str:
         return f"in micro-batch {new.begun}, {'written and not noted' if is_written else 'not written'}"
     if new.runs:
         return "after a row in runs, before a micro-batch"
-    return "while image_scores is made" if new.commits else "before it wrote anything"
+    return (
+        "after a commit to image_scores, without a micro-batch" if new.commits else "before it wrote a table"
+    )
 
 
 def rows(table: Path, version: int | None = None) -> dict[str, Row]:

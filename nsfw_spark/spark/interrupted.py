@@ -81,12 +81,11 @@ def _seen_version(spark: SparkSession, output: Output, now: int) -> int | None:
 
 def _runs_since(spark: SparkSession, output: Output, seen: int | None, now: int) -> list[dict[str, Any]]:
     """Return what `runs` should say of the runs that added rows after a version; None: of all."""
-    if seen is not None:
-        try:
-            return _runs(_changes(spark, output, seen + 1, now))
-        except _UNREADABLE:
-            # The change feed was off, or VACUUM took the files that it names: the table itself has it all.
-            pass
+    try:
+        return _runs(_changes(spark, output, 0 if seen is None else seen + 1, now))
+    except _UNREADABLE:
+        # The change feed was off, or VACUUM took the files that it names: the table itself has it all.
+        pass
     no_commit = F.lit(None).cast("long")
     return _runs(spark.table(output.name(IMAGE_SCORES)).withColumn("_commit_version", no_commit))
 

@@ -34,6 +34,7 @@ def account_for_skipped(  # noqa: PLR0913 - all but the first four are keywords
     after_batch: int,
     num_rows: int,
     row: dict[str, Any],
+    user_metadata: str,
 ) -> int:
     """Add a row to image_scores for each listed file that has none.
 
@@ -46,6 +47,7 @@ def account_for_skipped(  # noqa: PLR0913 - all but the first four are keywords
         num_rows: Rows that the stream has just written; where a file is one row, as many as it listed means
             that none was passed over.
         row: The values of `schema.MODEL` for the new rows.
+        user_metadata: What the commits say of their run.
 
     Returns:
         How many rows were added.
@@ -63,7 +65,8 @@ def account_for_skipped(  # noqa: PLR0913 - all but the first four are keywords
             problems = [problem for problem in problems if not problem["length"]]
         rows = [{**row, **problem} for problem in problems]
         if rows:
-            _frame(spark, rows, scores.schema).writeTo(output.name(IMAGE_SCORES)).append()
+            writer = _frame(spark, rows, scores.schema).writeTo(output.name(IMAGE_SCORES))
+            writer.option("userMetadata", user_metadata).append()
         num_added += len(rows)
     return num_added
 

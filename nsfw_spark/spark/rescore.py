@@ -51,7 +51,11 @@ def changed_files(spark: SparkSession, output: Output, source: ListedFiles) -> D
 
 
 def rescore_changed(
-    spark: SparkSession, output: Output, source: ListedFiles, score: Callable[[DataFrame], DataFrame]
+    spark: SparkSession,
+    output: Output,
+    source: ListedFiles,
+    score: Callable[[DataFrame], DataFrame],
+    user_metadata: str,
 ) -> int:
     """Score the files again that changed, and put their new rows in place of the old ones.
 
@@ -60,6 +64,7 @@ def rescore_changed(
         output: Where image_scores lies.
         source: Of the files.
         score: Turns what the source lists into rows of image_scores.
+        user_metadata: What the commits say of their run.
 
     Returns:
         How many files that were. A thousand are replaced in one commit; a killed job goes on after them.
@@ -68,7 +73,8 @@ def rescore_changed(
     for files in _chunks(changed_files(spark, output, source)):
         listed = source.listed_again(files)
         names = [file.path for file in files]
-        score(listed).writeTo(output.name(IMAGE_SCORES)).overwrite(_file(source).isin(names))
+        writer = score(listed).writeTo(output.name(IMAGE_SCORES)).option("userMetadata", user_metadata)
+        writer.overwrite(_file(source).isin(names))
         num_changed += len(files)
     return num_changed
 

@@ -1,0 +1,171 @@
+"""What a run does to image_scores: scores what is new, what changed, or all again.
+
+Each step ends in commits that the next run can tell from their absence, so that a run may be killed anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
+
+from nsfw_spark.options import JobOptions
+from nsfw_spark.spark import filtered, schema, tables, versions
+from nsfw_spark.spark.checkpoints import find_checkpoint, last_batch
+from nsfw_spark.spark.interrupted import account_for_rescoring
+from nsfw_spark.spark.policy import Policy
+from nsfw_spark.spark.progress import OBSERVATION, Counts, counting_columns, follow
+from nsfw_spark.spark.reconcile import account_for_skipped
+from nsfw_spark.spark.rescore import check_comparable, prune, rescore_changed
+from nsfw_spark.spark.scoring import ImageScoring, VectorScoring, score_listed
+from nsfw_spark.spark.sources import DeltaImages, Limit, Source
+from nsfw_spark.spark.summary import count_run
+from nsfw_spark.spark.tables import IMAGE_SCORES, Output
+from nsfw_spark.spark.udf import model_columns
+
+
+@dataclass(frozen=True)
+class ScoringJob:
+    """The part of one run that scores."""
+
+    spark: SparkSession
+    options: JobOptions
+    source: Source
+    scoring: ImageScoring | VectorScoring
+    policy: Policy
+    """What the rows are counted by."""
+    output: Output
+    limit: Limit
+    run_id: str
+    command: str
+    """`run` or `score`."""
+
+    def score(self) -> tuple[Counts, str]:
+        """Bring image_scores up to date, as the options say; return what was added, and the checkpoint."""
+        if follows := self.options.rescore == "changed" or self.options.prune:
+            check_comparable(self.source, "--prune" if self.options.prune else "--rescore changed")
+        begins_again = self.options.rescore == "all" and self.output.exists(self.spark, IMAGE_SCORES)
+        counts, checkpoint = self.score_all_again() if begins_again else self.score_new(self.output)
+        return self.follow_changes(counts) if follows else counts, checkpoint
+
+    def score_new(self, target: Output, *, generation: str | None = None) -> tuple[Counts, str]:
+        """Append to a target's image_scores what its checkpoint has not seen; return that too."""
+        spark, source, scoring = self.spark, self.source, self.scoring
+        columns = schema.image_scores(source.columns, keep_content=self.options.keep_content)
+        tables.check_output(spark, target, columns, scoring.card.name, scoring.fingerprint)
+        filtered.check_filter(spark, target, self.policy, columns)
+        if generation is None:
+            generation = versions.generation(spark, target)
+        checkpoint = find_checkpoint(spark, target, source, generation)
+        tables.ensure_image_scores(spark, target, columns, scoring.card.name, scoring.fingerprint)
+        listed = source.stream(self.limit)
+        counted = self._scored(listed, columns).observe(OBSERVATION, *counting_columns(self.policy))
+        rows = self._with_model(counted).select(columns.names)
+        counts = _write(rows, target, checkpoint, self.origin())
+        counts += Counts(images=self._account_for_skipped(target, checkpoint, counts))
+        if isinstance(source, DeltaImages) and source.has_changed():
+            counts = self._score_left_over(source, target, columns, counts)
+        return counts, checkpoint
+
+    def _score_left_over(
+        self, source: DeltaImages, target: Output, columns: StructType, counts: Counts
+    ) -> Counts:
+        """Append what the stream of a changed Delta table passed over; return the counts with these."""
+        listed = source.left_over(self.spark.table(target.name(IMAGE_SCORES)))
+        rows = self._with_model(self._scored(listed, columns)).select(columns.names)
+        writer = rows.writeTo(target.name(IMAGE_SCORES))
+        writer.option("userMetadata", json.dumps(self.origin())).append()
+        return count_run(self.spark, target, self.run_id, self.policy, counts.stages)
+
+    def _account_for_skipped(self, target: Output, checkpoint: str, counts: Counts) -> int:
+        """Add a row for each file that Spark listed and passed over; return how many."""
+        before = tables.last_accounted_batch(self.spark, self.output, checkpoint.rpartition("/")[2])
+        if self.source.file_column is None or before >= last_batch(self.spark, checkpoint):
+            return 0
+        return account_for_skipped(
+            self.spark,
+            target,
+            checkpoint,
+            self.source.file_column,
+            after_batch=before,
+            num_rows=counts.images,
+            row=self.model_columns(),
+            user_metadata=json.dumps(self.origin()),
+        )
+
+    def score_all_again(self) -> tuple[Counts, str]:
+        """Score all into a table apart, whose rows then replace those of image_scores in one commit."""
+        fingerprint = self.scoring.fingerprint
+        if versions.is_adopted(self.spark, self.output, fingerprint):
+            counts, checkpoint = self.score_new(self.output)
+        else:
+            generation = versions.next_generation(self.spark, self.output, fingerprint)
+            apart = versions.apart(self.output, generation)
+            counts, checkpoint = self.score_new(apart, generation=generation)
+            account_for_rescoring(self.spark, apart, self.output, self.run_id)
+            versions.adopt(self.spark, apart, self.output, generation)
+        versions.forget(self.spark, self.output)
+        return counts, checkpoint
+
+    def follow_changes(self, counts: Counts) -> Counts:
+        """Score changed files again, delete the rows of files that are gone; return the counts with these."""
+        source = check_comparable(self.source, "--prune" if self.options.prune else "--rescore changed")
+        if self.options.rescore == "changed":
+            columns = self.spark.table(self.output.name(IMAGE_SCORES)).schema
+            ours = schema.image_scores(source.columns, keep_content=self.options.keep_content)
+
+            def score(listed: DataFrame) -> DataFrame:
+                known = self._with_model(self._scored(listed, ours)).select(ours.names)
+                absent = [field for field in columns if field.name not in ours.names]
+                nulls = {field.name: F.lit(None).cast(field.dataType) for field in absent}
+                return known.withColumns(nulls).select(columns.names)
+
+            if rescore_changed(self.spark, self.output, source, score, json.dumps(self.origin())):
+                counts = count_run(self.spark, self.output, self.run_id, self.policy, counts.stages)
+        if self.options.prune:
+            num_gone = prune(self.spark, self.output, source)
+            sys.stderr.write(f"nsfw-spark: --prune deleted {num_gone:,} rows of files that are gone\n")
+        return counts
+
+    def _scored(self, listed: DataFrame, columns: StructType) -> DataFrame:
+        """Return those columns of image_scores that the executors fill, and the stages."""
+        theirs = [field for field in columns if field.name not in schema.MODEL.names]
+        result = StructType([*theirs, schema.STAGES])
+        return score_listed(listed, self.source.reader, self.scoring, result)
+
+    def _with_model(self, scored: DataFrame) -> DataFrame:
+        return scored.withColumns(model_columns(self.scoring.card, self.scoring.fingerprint, self.run_id))
+
+    def origin(self) -> dict[str, str]:
+        """Return what `runs` says of this run even if it does not live to say so: part of each commit."""
+        return {"command": self.command, "input": self.source.uri}
+
+    def model_columns(self) -> dict[str, Any]:
+        """Return the values of `schema.MODEL` for rows that no executor made."""
+        return {
+            "model": self.scoring.card.name,
+            "model_fingerprint": self.scoring.fingerprint,
+            "run_id": self.run_id,
+            "scored_at": datetime.now(UTC),
+        }
+
+
+def _write(scored: DataFrame, output: Output, checkpoint: str, origin: dict[str, str]) -> Counts:
+    """Append to image_scores with Delta's own streaming sink, and wait for the end."""
+    writer = (
+        scored.writeStream.format("delta")
+        .outputMode("append")
+        .queryName("nsfw-spark: score")
+        .option("checkpointLocation", checkpoint)
+        .option("userMetadata", json.dumps(origin))
+        .trigger(availableNow=True)
+    )
+    if output.is_schema:
+        return follow(writer.toTable(output.name(IMAGE_SCORES)))
+    return follow(writer.start(output.path(IMAGE_SCORES)))

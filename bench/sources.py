@@ -238,15 +238,14 @@ def _made(given: argparse.Namespace, name: str, source: Input, number: int) -> P
     """Return a source's directory, made if it is not there."""
     width, height = map(int, given.size.split("x"))
     distinct = min(given.distinct, number)
-    images = given.work_dir / f"{given.size}-{number}-{distinct}"
+    work_dir: Path = given.work_dir
+    images = work_dir / f"{given.size}-{number}-{distinct}"
     if source.unit == "images":
         make_images(images, (width, height), num_files=number, num_distinct=distinct)
     if name == "files":
         return images
     directory = (
-        given.work_dir / f"{name}-{images.name}"
-        if source.unit == "images"
-        else given.work_dir / f"{name}-{number}"
+        work_dir / f"{name}-{images.name}" if source.unit == "images" else work_dir / f"{name}-{number}"
     )
     if not directory.exists():
         partial = directory.with_name(f"{directory.name}.partial")

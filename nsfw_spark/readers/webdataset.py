@@ -197,12 +197,12 @@ def _read_images(archive: Archive, tar: _Tar) -> Iterator[_Image]:
     names, sample, num_entries, num_images = _Names(), _Sample(tar), 0, 0
     for entry in archive:
         num_entries += 1
-        if not _is_plain_file(entry):
+        if _is_no_sample(entry):
             continue
         key, suffix = _key_and_suffix(entry.name)
         if key != sample.key:
             sample = _Sample(tar, key)
-        if suffix in _SIDECARS:
+        if suffix in _SIDECARS and entry.isreg() and not entry.issparse():
             text = archive.read(min(entry.size, _MAX_SIDECAR)).decode("utf-8", "replace")
             sample.texts.setdefault(_SIDECARS[suffix], text)
         elif (content := _image_content(archive, entry, suffix)) is not None:
@@ -212,13 +212,20 @@ def _read_images(archive: Archive, tar: _Tar) -> Iterator[_Image]:
         raise ImageError("unsupported", f"the tar holds no image among its {num_entries} entries")
 
 
-def _is_plain_file(entry: tarfile.TarInfo) -> bool:
-    """Whether an entry is a file whose bytes follow; not `._NAME`, which macOS keeps beside a file."""
-    return entry.isreg() and not entry.issparse() and not entry.name.rpartition("/")[2].startswith("._")
+def _is_no_sample(entry: tarfile.TarInfo) -> bool:
+    """Whether an entry is a directory or a device, or `._NAME`, which macOS keeps beside a file."""
+    is_file = entry.isreg() or entry.islnk() or entry.issym()
+    return not is_file or entry.name.rpartition("/")[2].startswith("._")
 
 
 def _image_content(archive: Archive, entry: tarfile.TarInfo, suffix: str) -> bytes | ImageError | None:
     """Read an entry if it is an image; None if it is not."""
+    if not entry.isreg() or entry.issparse():  # no bytes follow that a stream could make an image of
+        what = "a sparse file" if entry.isreg() else f"a link to {entry.linkname}"
+        error = ImageError(
+            "unsupported", f"the entry is {what}, which no stream can read; expected the image itself"
+        )
+        return error if suffix.rpartition(".")[2] in IMAGE_EXTENSIONS else None
     start = b""
     if suffix.rpartition(".")[2] not in IMAGE_EXTENSIONS:
         start = archive.read(min(entry.size, _SIGNATURE))

@@ -229,11 +229,18 @@ def test_other_entries_are_no_images(content: bytes) -> None:
     assert read_entries(("a.npy", content), ("b.jpg", b"1"), ("c.mp4", content)) == [("b.jpg", b"1")]
 
 
-def test_only_plain_files_are_images() -> None:
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE], ids=["symbolic", "hard"])
+def test_a_link_to_an_image_is_a_row_that_says_so(kind: bytes) -> None:
+    image, link = read_one(tar_of(*photos(1), special("again.jpg", kind), special("again.txt", kind)))
+    assert isinstance(image["content"], bytes)
+    assert link["image_id"] == "x!/again.jpg"
+    assert link["content"].status == "unsupported"
+    assert "a link to 0.jpg" in str(link["content"])
+
+
+def test_what_is_no_file_is_no_image() -> None:
     kinds = {
         "directory.jpg": tarfile.DIRTYPE,
-        "symbolic.jpg": tarfile.SYMTYPE,
-        "hard.jpg": tarfile.LNKTYPE,
         "pipe.jpg": tarfile.FIFOTYPE,
         "device.jpg": tarfile.CHRTYPE,
     }
@@ -241,7 +248,7 @@ def test_only_plain_files_are_images() -> None:
     assert read_entries(*entries, *photos(1), *entries) == photos(1)
 
 
-def test_sparse_files_are_skipped() -> None:
+def test_a_sparse_image_is_a_row_that_says_so() -> None:
     """As GNU tar writes them in pax format: the map of the data stands before it."""
     info = tarfile.TarInfo("GNUSparseFile.0/sparse.jpg")
     info.size, info.pax_headers = (
@@ -257,7 +264,9 @@ def test_sparse_files_are_skipped() -> None:
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         tar.addfile(info, io.BytesIO(b"1\n1000000\n512\n".ljust(512, b"\0") + b"d" * 512))
         tar.addfile(tarfile.TarInfo("after.jpg"))
-    assert [row["image_id"] for row in read_one(buffer.getvalue())] == ["x!/after.jpg"]
+    sparse, after = read_one(buffer.getvalue())
+    assert (sparse["image_id"], after["image_id"]) == ("x!/sparse.jpg", "x!/after.jpg")
+    assert "a sparse file" in str(sparse["content"])
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

@@ -24,7 +24,7 @@ from nsfw_spark.spark.progress import OBSERVATION, Counts, counting_columns, fol
 from nsfw_spark.spark.reconcile import account_for_skipped
 from nsfw_spark.spark.rescore import check_comparable, prune, rescore_changed
 from nsfw_spark.spark.scoring import ImageScoring, VectorScoring, score_listed
-from nsfw_spark.spark.sources import DeltaImages, Limit, Source
+from nsfw_spark.spark.sources import DeltaImages, Limit, Source, check_ids
 from nsfw_spark.spark.summary import count_run
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 from nsfw_spark.spark.udf import model_columns
@@ -46,6 +46,17 @@ class ScoringJob:
     command: str
     """`run` or `score`."""
 
+    def check(self) -> None:
+        """Say what is wrong before anything is written.
+
+        Raises:
+            ConfigError: The policy cannot be applied, or lets an image without a score pass.
+            InputError: Ids are null or repeated.
+        """
+        if not self.output.exists(self.spark, IMAGE_SCORES):  # else no other run may change it meanwhile
+            filtered.check_filter(self.spark, self.output, self.policy, self._columns())
+        check_ids(self.source)
+
     def score(self) -> tuple[Counts, str]:
         """Bring image_scores up to date, as the options say; return what was added, and the checkpoint."""
         if follows := self.options.rescore == "changed" or self.options.prune:
@@ -56,8 +67,7 @@ class ScoringJob:
 
     def score_new(self, target: Output, *, generation: str | None = None) -> tuple[Counts, str]:
         """Append to a target's image_scores what its checkpoint has not seen; return that too."""
-        spark, source, scoring = self.spark, self.source, self.scoring
-        columns = schema.image_scores(source.columns, keep_content=self.options.keep_content)
+        spark, source, scoring, columns = self.spark, self.source, self.scoring, self._columns()
         tables.check_output(spark, target, columns, scoring.card.name, scoring.fingerprint)
         filtered.check_filter(spark, target, self.policy, columns)
         if generation is None:
@@ -118,7 +128,7 @@ class ScoringJob:
         source = check_comparable(self.source, "--prune" if self.options.prune else "--rescore changed")
         if self.options.rescore == "changed":
             columns = self.spark.table(self.output.name(IMAGE_SCORES)).schema
-            ours = schema.image_scores(source.columns, keep_content=self.options.keep_content)
+            ours = self._columns()
 
             def score(listed: DataFrame) -> DataFrame:
                 known = self._with_model(self._scored(listed, ours)).select(ours.names)
@@ -132,6 +142,10 @@ class ScoringJob:
             num_gone = prune(self.spark, self.output, source)
             sys.stderr.write(f"nsfw-spark: --prune deleted {num_gone:,} rows of files that are gone\n")
         return counts
+
+    def _columns(self) -> StructType:
+        """Return the columns of image_scores that this source and these options ask for."""
+        return schema.image_scores(self.source.columns, keep_content=self.options.keep_content)
 
     def _scored(self, listed: DataFrame, columns: StructType) -> DataFrame:
         """Return those columns of image_scores that the executors fill, and the stages."""

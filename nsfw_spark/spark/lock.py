@@ -41,6 +41,7 @@ from nsfw_spark.spark.tables import Output
 
 _NAME: Final = "run.lock"
 _POLL_SECONDS: Final = 0.2
+_NUM_READS: Final = 5
 _NO_FLOCK: Final = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}  # Lustre and FUSE, as they may be mounted
 
 
@@ -312,7 +313,11 @@ class Lease:
                 delete(self._spark, self._uri)
 
     def _refusal(self) -> TableError:
-        return _refusal(self._uri, self._read())
+        for _ in range(_NUM_READS):
+            if (holder := self._read()) is not None:
+                break
+            time.sleep(_POLL_SECONDS)  # it is being renewed
+        return _refusal(self._uri, holder)
 
 
 def _is_java(error: Py4JJavaError, *names: str) -> bool:

@@ -23,7 +23,7 @@ from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import Counts
 from nsfw_spark.spark.scoring import ImageScoring, VectorScoring, choose_scoring
 from nsfw_spark.spark.session import executor_cores, get_session, num_slots
-from nsfw_spark.spark.sources import Limit, Source, SourceOptions, check_ids, open_source
+from nsfw_spark.spark.sources import Limit, Source, SourceOptions, open_source
 from nsfw_spark.spark.summary import Clock, Summary, count_tables, finish_run
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 from nsfw_spark.spark.udf import new_run_id
@@ -57,6 +57,7 @@ def run_job(options: JobOptions, *, with_filter: bool = True) -> Summary:
     contents = _contents(spark, options, source) if with_filter else None
     limit, command = _limit(spark, options, scoring), "run" if with_filter else "score"
     job = ScoringJob(spark, options, source, scoring, policy, output, limit, new_run_id(), command)
+    job.check()
     with one_run_at_a_time(spark, output):
         return _run(job, contents)
 
@@ -99,7 +100,6 @@ def _run(job: ScoringJob, contents: Contents | None) -> Summary:
     """Score, then filter, then say so in the table `runs`."""
     clock, spark, output = Clock(), job.spark, job.output
     with_filter = job.command == "run"
-    check_ids(job.source)
     account_for_interrupted(spark, output)
     counts, checkpoint = job.score()
     score_seconds = clock.seconds()

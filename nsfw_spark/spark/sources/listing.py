@@ -6,7 +6,9 @@ Spark's binaryFile format lists a directory and, as a stream, remembers what it 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
 from py4j.protocol import Py4JJavaError
@@ -16,7 +18,7 @@ from pyspark.sql.types import BinaryType, LongType, StringType, StructField, Str
 from nsfw_spark.errors import ImageError, InputError
 from nsfw_spark.options import absolute_uri
 from nsfw_spark.readers.storage import HADOOP_PREFIXES, Storage
-from nsfw_spark.spark.hadoop import file_system, name_matcher, settings
+from nsfw_spark.spark.hadoop import file_system, local_path, name_matcher, settings
 from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions
 
 Reader = TypeVar("Reader")
@@ -34,6 +36,7 @@ _BINARY_FILE: Final = StructType(
     ]
 )
 _LISTED: Final = StructType([_BINARY_FILE[name] for name in LISTED])
+_HIDDEN: Final = ("_", ".")  # how names begin of what Spark leaves out
 _FILES_TRIED: Final = 10  # to learn the columns from, if the first is damaged
 
 
@@ -153,24 +156,38 @@ class ListedFiles(Source):
 
 
 def files_below(spark: SparkSession, uri: str, glob: str | None = None) -> Iterator[str]:
-    """Yield the URIs of the files that Spark would list: none that begin with `_` or `.`."""
+    """Yield the URIs of the files that Spark would list, as they are found: not those named `_…` or `.…`."""
     files, path = file_system(spark, uri)
     matcher = None if glob is None else name_matcher(spark, glob)
     if files.getFileStatus(path).isFile():
-        if matcher is None or matcher.matches(path.getName()):
-            yield str(path.toString())
-        return
-    yield from _below(files, path, matcher)
+        found: Iterator[tuple[str, str]] = iter([(path.getName(), str(path.toString()))])
+    else:
+        local = local_path(spark, uri)
+        found = _below(files, path) if local is None else _below_local(local)
+    yield from (file for name, file in found if matcher is None or matcher.matches(name))
 
 
-def _below(files: Any, directory: Any, matcher: Any | None) -> Iterator[str]:  # noqa: ANN401 - Java objects
+def _below(files: Any, directory: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 - Java objects
+    """Yield name and URI of the files in a directory and below."""
     found = files.listStatusIterator(directory)
     while found.hasNext():
         status = found.next()
-        name = status.getPath().getName()
-        if name.startswith(("_", ".")):
+        path, name = status.getPath(), status.getPath().getName()
+        if name.startswith(_HIDDEN):
             continue
         if status.isDirectory():
-            yield from _below(files, status.getPath(), matcher)
-        elif matcher is None or matcher.matches(name):
-            yield str(status.getPath().toString())
+            yield from _below(files, path)
+        else:
+            yield name, str(path.toString())
+
+
+def _below_local(directory: Path) -> Iterator[tuple[str, str]]:
+    """Do the same for a local one, of which Hadoop would look at every file before it tells of the first."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.startswith(_HIDDEN):
+                continue
+            if entry.is_dir():
+                yield from _below_local(Path(entry.path))
+            else:
+                yield entry.name, f"file:{entry.path}"

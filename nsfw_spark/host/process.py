@@ -112,8 +112,8 @@ class HostProcess:
             if self._has_failed or not self._is_at_home():
                 return None  # the log tells the tasks of this death; or the home is the next host's
             if self._cannot_load():
-                self._say_farewell()
-                return self._clear_home()
+                self._clear_home()  # first: whom this host greets after its farewell would hear nothing
+                return self._say_farewell()
             if self._is_told_to_end or not self._spec.owner.is_alive():
                 return self._clear_home()
             if self._is_idle():

@@ -2,7 +2,8 @@
 
 In: a Pillow image in mode RGB or L and a box of it, in fractions of a pixel. Out: a Pillow image of S x S.
 The work is done by cykooz-resizer's SIMD code on Pillow's own memory; where that has no wheel (Linux on
-aarch64), by Pillow, several times slower. Both compute the same filters.
+aarch64), by Pillow, several times slower. Both compute the same filters. With `resizer: sampled` there is
+no filter: see sampling.py.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from nsfw_spark.model_card import Preprocessing
+from nsfw_spark.sampling import sample
 
 try:
     import cykooz_resizer
@@ -59,6 +61,8 @@ def crop_box(width: int, height: int, preprocessing: Preprocessing) -> Box:
         torchvision.transforms.functional `resize` (the longer side is truncated) and `center_crop`
         (Python's round, half to even), version 0.29.
     """
+    if preprocessing.fit == "pad":
+        return Box(0, 0, width, height)
     size, scaled = preprocessing.size, scaled_size(width, height, preprocessing)
     left, top = (round((side - size) / 2) for side in scaled)
     across, down = width / scaled[0], height / scaled[1]  # source pixels for one scaled pixel
@@ -82,9 +86,11 @@ def resize(image: Image.Image, box: Box, preprocessing: Preprocessing) -> Image.
 
     Args:
         image: Mode RGB or L, pixels loaded.
-        box: The part that is left, in pixels of `image`.
+        box: The part that is left, in pixels of `image`; not asked for with `pad`, which leaves all.
         preprocessing: The model card's.
     """
+    if preprocessing.resizer == "sampled":
+        return sample(image, preprocessing.size)
     if preprocessing.resizer == "simd" and _has_simd():
         return _resize_simd(image, box, preprocessing)
     return _resize_pillow(image, box, preprocessing)

@@ -1,14 +1,15 @@
 """Scores embeddings that were computed elsewhere: a model without its encoder.
 
-In: a model card and vectors. Out: the scores that the card's head gives them. No encoder is loaded, nor any
+In: a model card and vectors. Out: the scores that the card's heads give them. No encoder is loaded, nor any
 library that one would need. Whether the card's encoder made the vectors nobody can check; so the fingerprint
-is the head's own, and differs from that of every whole model.
+is the heads' own, and differs from that of every whole model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,8 +19,8 @@ import numpy.typing as npt
 
 from nsfw_spark.encoders import Encoded
 from nsfw_spark.errors import ConfigError
-from nsfw_spark.heads import Head, load_head
-from nsfw_spark.model_card import ModelCard, built_in_models, load_card
+from nsfw_spark.heads import Head, load_heads
+from nsfw_spark.model_card import ModelCard, built_in_models, head_part, load_card
 from nsfw_spark.weights import WeightsFile, locate_weights
 
 _TOLERANCE: Final = 1e-3
@@ -36,14 +37,16 @@ class ScoredEmbeddings:
     """float32, shape (M, D), each of L2 norm 1: what was scored."""
     num_normalized: int
     """How many were not of unit length."""
+    other_scores: npt.NDArray[np.float32] | None = None
+    """float32, shape (M, H), one column a head of the card's `other_heads`; None where it has none."""
 
 
 class EmbeddingsScorer:
-    """A head, ready to score embeddings. Make one with `load_embeddings_scorer`.
+    """A model's heads, ready to score embeddings. Make one with `load_embeddings_scorer`.
 
     Attributes:
         card: The model's card.
-        fingerprint: Hash of the head alone.
+        fingerprint: Hash of the heads alone.
         dimension: D.
     """
 
@@ -59,11 +62,12 @@ class EmbeddingsScorer:
         """
         units, num_normalized = _unit_length(vectors)
         with np.errstate(invalid="ignore"):  # no direction, no number
-            return ScoredEmbeddings(self._head.score(Encoded(units)).nsfw_scores, units, num_normalized)
+            scored = self._head.score(Encoded(units))
+        return ScoredEmbeddings(scored.nsfw_scores, units, num_normalized, scored.other_scores)
 
 
 def load_embeddings_scorer(card: ModelCard, model_dir: Path | None = None) -> EmbeddingsScorer:
-    """Load a card's head into this process.
+    """Load a card's heads into this process.
 
     Args:
         card: The model whose encoder made the embeddings.
@@ -71,10 +75,10 @@ def load_embeddings_scorer(card: ModelCard, model_dir: Path | None = None) -> Em
 
     Raises:
         ConfigError: The model scores no embeddings.
-        WeightsError: The head's weights are absent, or not the ones that the card pins.
+        WeightsError: A head's weights are absent, or not the ones that the card pins.
     """
-    weights = _head_weights(card, model_dir)
-    return EmbeddingsScorer(card, load_head(card, weights), _fingerprint(card, weights))
+    weights = _heads_weights(card, model_dir)
+    return EmbeddingsScorer(card, load_heads(card, weights), _fingerprint(card, weights))
 
 
 def head_fingerprint(card: ModelCard, model_dir: Path | None = None) -> str:
@@ -83,24 +87,24 @@ def head_fingerprint(card: ModelCard, model_dir: Path | None = None) -> str:
     Raises:
         ConfigError, WeightsError: As `load_embeddings_scorer`.
     """
-    return _fingerprint(card, _head_weights(card, model_dir))
+    return _fingerprint(card, _heads_weights(card, model_dir))
 
 
-def _head_weights(card: ModelCard, model_dir: Path | None) -> WeightsFile:
-    if card.head.library != "laion":
-        able = [name for name in built_in_models() if load_card(name).head.library == "laion"]
+def _heads_weights(card: ModelCard, model_dir: Path | None) -> dict[str, WeightsFile]:
+    if not card.head.scores_embeddings:
+        able = [name for name in built_in_models() if load_card(name).head.scores_embeddings]
         raise ConfigError(
             f"the model {card.name} has no head for embeddings: its encoder ends in class probabilities. "
-            f"Expected a model whose card says `head: library: laion`, such as {', '.join(able)}"
+            f"Expected a model whose card says `head: library: laion` or `mlp`, such as {', '.join(able)}"
         )
-    return locate_weights(card, model_dir, download=True, parts=["head"])["head"]
+    return locate_weights(card, model_dir, download=True, parts=[head_part(name) for name in card.heads])
 
 
-def _fingerprint(card: ModelCard, weights: WeightsFile) -> str:
+def _fingerprint(card: ModelCard, weights: Mapping[str, WeightsFile]) -> str:
     decisive = {
         "input": "embeddings",  # no whole model's fingerprint is made of that
-        "head": card.head.model_dump(mode="json", exclude={"weights"}),
-        "weights": weights.sha256,
+        "heads": card.decisive_of_heads(),
+        "weights": {part: file.sha256 for part, file in weights.items()},
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 

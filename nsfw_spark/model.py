@@ -1,4 +1,4 @@
-"""The model: encoder and head of one card on one device. Pixels in, predictions out.
+"""The model: encoder and heads of one card on one device. Pixels in, predictions out.
 
 Two things implement `Predictor`: `Model`, in this process, and `nsfw_spark.host.HostedModel`, which asks the
 process that holds the model of a GPU. The scorer that feeds them does not know which it has.
@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nsfw_spark.encoders import Encoder, OutOfMemoryError, load_encoder
-from nsfw_spark.heads import Head, load_head
+from nsfw_spark.heads import Head, load_heads
 from nsfw_spark.model_card import ModelCard
+from nsfw_spark.self_check import SelfCheck, self_check
 from nsfw_spark.weights import fingerprint, locate_weights
 
 _CPU_BATCH_SIZE: Final = 16  # more images at once no longer fit a CPU's caches
@@ -56,6 +57,8 @@ class Predictions:
     """Images that would have fitted into the forward passes of these N; N where the batches were full."""
     wait_seconds: float = 0.0
     """For which whoever wanted them had to wait."""
+    other_scores: npt.NDArray[np.float32] | None = None
+    """float32, shape (N, H), one column a head of the card's `other_heads`; None where it has none."""
 
     def __len__(self) -> int:
         return len(self.nsfw_scores)
@@ -70,6 +73,7 @@ class Predictions:
             self.encode_seconds * share,
             self.batch_slots * share,
             self.wait_seconds * share,
+            None if self.other_scores is None else self.other_scores[start:stop],
         )
 
 
@@ -82,6 +86,8 @@ class Predictor(Protocol):
     """`cpu` or `cuda:N`."""
     batch_size: int
     """Images that it wants at once."""
+    self_check: SelfCheck | None
+    """What it made of the built-in test image when it was loaded; None where nobody asked it."""
 
     def predict_each(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Predictions]:
         """Predict batch after batch.
@@ -96,16 +102,25 @@ class Predictor(Protocol):
 
 
 class Model:
-    """Encoder and head of one card, loaded on one device.
+    """Encoder and heads of one card, loaded on one device.
 
     Attributes:
         device: `cpu` or `cuda:N`.
         fingerprint: Hash of weights, preprocessing and precision.
         batch_size: Images in one forward pass, at most. A batch that does not fit into the device's memory
             halves it, for good.
+        self_check: What it makes of the built-in test image; None where nobody asked it.
     """
 
-    def __init__(self, encoder: Encoder, head: Head, fingerprint: str, batch_size: int) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        head: Head,
+        fingerprint: str,
+        batch_size: int,
+        self_check: SelfCheck | None = None,
+    ) -> None:
+        self.self_check = self_check
         self.device, self.fingerprint, self.batch_size = encoder.device, fingerprint, batch_size
         self._encoder, self._head = encoder, head
         self.buffer = encoder.buffer
@@ -153,7 +168,13 @@ class Model:
         def predictions() -> Predictions:
             encoded = finish()
             scored = self._head.score(encoded)
-            return Predictions(scored.nsfw_scores, scored.class_scores, encoded.embeddings, batch_slots=slots)
+            return Predictions(
+                scored.nsfw_scores,
+                scored.class_scores,
+                encoded.embeddings,
+                batch_slots=slots,
+                other_scores=scored.other_scores,
+            )
 
         return predictions
 
@@ -168,17 +189,19 @@ class Model:
 
 
 def load_model(spec: ModelSpec) -> Model:
-    """Load a model into this process.
+    """Load a model into this process, and have it score the built-in test image.
 
     Raises:
-        ConfigError: Its library is not installed, or does not know the architecture.
-        WeightsError: Weights absent, or not the ones that the card pins.
+        ConfigError: Its library is not installed, or does not know the architecture; or the network is not
+            what the card says.
+        WeightsError: Weights absent, not the ones that the card pins, or such that they give no numbers.
         DeviceError: No usable GPU, or the model does not fit into it.
     """
     files = locate_weights(spec.card, spec.model_dir, download=True)
     encoder = load_encoder(spec.card, files["encoder"], spec.device)
-    head = load_head(spec.card, files.get("head"))
-    model = Model(encoder, head, fingerprint(spec.card, files), _CPU_BATCH_SIZE)
+    head = load_heads(spec.card, files)
+    checked = self_check(spec.card, encoder, head)
+    model = Model(encoder, head, fingerprint(spec.card, files), _CPU_BATCH_SIZE, checked)
     if spec.batch_size != "auto":
         model.batch_size = spec.batch_size
     elif model.device != "cpu":
@@ -224,4 +247,10 @@ def _concatenated(pieces: Sequence[Predictions]) -> Predictions:
 
     scores = np.concatenate([piece.nsfw_scores for piece in pieces])
     slots = sum(piece.batch_slots for piece in pieces)
-    return Predictions(scores, column("class_scores"), column("embeddings"), batch_slots=slots)
+    return Predictions(
+        scores,
+        column("class_scores"),
+        column("embeddings"),
+        batch_slots=slots,
+        other_scores=column("other_scores"),
+    )

@@ -1,8 +1,8 @@
 """Encoders: uint8 pixels in, embeddings and class probabilities out.
 
-Three libraries, one interface (`encoder.py`), one file each. `load_encoder` builds the one that a model card
-names and imports only that one's library: a model that needs no torch loads none. What the numbers mean is
-the head's business.
+Four libraries, one interface (`encoder.py`), one file each; those on torch share `torch_network.py`.
+`load_encoder` builds the one that a model card names and imports only that one's library: a model that needs
+no torch loads none. What the numbers mean is the head's business.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from nsfw_spark.encoders.encoder import Encoded, Encoder, OutOfMemoryError, norm
 from nsfw_spark.encoders.onnx_graph import OnnxEncoder
 from nsfw_spark.encoders.open_clip_tower import OpenClipEncoder
 from nsfw_spark.encoders.sampled_pixels import SampledPixelsEncoder
+from nsfw_spark.encoders.timm_network import TimmEncoder
 from nsfw_spark.model_card import ModelCard
 from nsfw_spark.weights import WeightsFile
 
@@ -21,6 +22,7 @@ __all__ = [
     "OpenClipEncoder",
     "OutOfMemoryError",
     "SampledPixelsEncoder",
+    "TimmEncoder",
     "load_encoder",
     "normalise",
     "unit_length",
@@ -43,6 +45,8 @@ def load_encoder(card: ModelCard, weights: WeightsFile, device: str) -> Encoder:
     match card.encoder.library:
         case "open_clip":
             return OpenClipEncoder(card, weights, device)
+        case "timm":
+            return TimmEncoder(card, weights, device)
         case "onnx":
             return OnnxEncoder(card, weights, device)
         case "sampled_pixels":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ class Encoded:
     """float32, shape (N, D), each of L2 norm 1; None where the model has none."""
     probabilities: npt.NDArray[np.float32] | None = None
     """float32, shape (N, C), rows sum to 1; None where the model has no classes."""
+    boxes: npt.NDArray[np.float32] | None = None
+    """float32, shape (N, 4 + C, A): of A boxes the centre's x and y, width and height, in pixels of the
+    input, then the score of each class; None where the model is no detector."""
 
 
 class OutOfMemoryError(DeviceError):
@@ -33,6 +36,8 @@ class Encoder(ABC):
 
     device: str
     """Where it computes: `cpu` or `cuda:N`."""
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    """In which it computes there."""
 
     @abstractmethod
     def start(self, parts: Sequence[npt.NDArray[np.uint8]]) -> Callable[[], Encoded]:

@@ -1,0 +1,74 @@
+"""With which activation CLIP's weights were trained: one that the architecture must have.
+
+OpenAI trained with QuickGELU, x * sigmoid(1.702 x), most others with GELU. Nothing in a file of weights says
+which, and open_clip computes with either what looks like embeddings: so each source must be known, or say it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from nsfw_spark.errors import ConfigError
+from nsfw_spark.model_card import EncoderCard
+
+Activation = Literal["gelu", "quick_gelu"]
+_SUFFIX: Final = "-quickgelu"  # of open_clip's architectures with that activation
+
+
+def check_activation(card: EncoderCard) -> None:
+    """Make sure that the card's architecture computes the activation that its weights were trained with.
+
+    Args:
+        card: Of an encoder of library open_clip.
+
+    Raises:
+        ConfigError: It computes another, or with which they were trained is not known.
+    """
+    built = _of_architecture(card.architecture)
+    if (
+        built is None or card.weights.random is not None
+    ):  # then the library says so; then there is no right one
+        return
+    trained = _of_repository(card.weights.huggingface)
+    if trained is None and card.activation is None:
+        raise ConfigError(
+            f"encoder.activation is missing, and open_clip does not know the weights of {card.architecture}: "
+            "expected quick_gelu, as OpenAI's were trained with, or gelu, as most others. Another one than "
+            "they were trained with would give wrong scores without an error"
+        )
+    for source, activation in (("open_clip", trained), ("encoder.activation", card.activation)):
+        if activation not in (None, built):
+            raise ConfigError(
+                f"encoder.architecture {card.architecture} computes {built}, and {source} says that its "
+                f"weights were trained with {activation}. Expected the architecture "
+                f"{_other(card.architecture)}"
+            )
+
+
+def _of_architecture(architecture: str) -> Activation | None:
+    import open_clip
+
+    config = open_clip.get_model_config(architecture)
+    return None if config is None else _activation(is_quick=config.get("quick_gelu", False))
+
+
+def _of_repository(repository: str | None) -> Activation | None:
+    """Return what open_clip's table of pretrained weights says of a repository on the hub."""
+    import open_clip
+
+    if repository is None:
+        return None
+    for architecture, tag in open_clip.list_pretrained():
+        known = open_clip.get_pretrained_cfg(architecture, tag)
+        if str(known.get("hf_hub", "")).rstrip("/") == repository:
+            return _activation(is_quick=known.get("quick_gelu", False))
+    return None
+
+
+def _activation(*, is_quick: bool) -> Activation:
+    return "quick_gelu" if is_quick else "gelu"
+
+
+def _other(architecture: str) -> str:
+    has_suffix = architecture.endswith(_SUFFIX)
+    return architecture.removesuffix(_SUFFIX) if has_suffix else architecture + _SUFFIX

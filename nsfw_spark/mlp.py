@@ -1,0 +1,134 @@
+"""Reads perceptrons, linear layers in a row, from torch checkpoints and safetensors files.
+
+In: the file, and the widths that the model card names. Out: arrays by layer, checked against the card. Which
+numbers go in and what comes out this module does not know; `nsfw_spark.dense` computes with them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from nsfw_spark.errors import ConfigError, WeightsError
+from nsfw_spark.weights import WeightsFile, read_tensors
+
+if TYPE_CHECKING:  # torch is heavy, and only files in its own format need it
+    import torch
+
+Widths = Sequence[int | Literal["relu"]]
+"""As `HeadCard.layers`: widths of linear layers, each with `relu` behind it or nothing."""
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """One layer of a perceptron."""
+
+    kernel: npt.NDArray[np.float32]
+    """float32, shape (inputs, outputs)."""
+    bias: npt.NDArray[np.float32]
+    """float32, shape (outputs,)."""
+    has_relu: bool
+    """Whether negative outputs become 0."""
+
+
+def read_mlp(weights: WeightsFile, num_inputs: int, widths: Widths) -> tuple[LinearLayer, ...]:
+    """Read the layers, or draw them where the weights are random.
+
+    Args:
+        weights: A torch checkpoint or a safetensors file: for each layer a `weight` (outputs, inputs) and a
+            `bias` (outputs,), their names numbered in the layers' order, and nothing else.
+        num_inputs: D, numbers in an embedding.
+        widths: Of the layers.
+
+    Raises:
+        WeightsError: The file cannot be read, holds anything but tensors, or not these layers.
+        ConfigError: It is a torch checkpoint, and torch is not installed.
+    """
+    outputs = [width for width in widths if width != "relu"]
+    has_relu = [
+        width == "relu" for before, width in zip(widths, [*widths[1:], None], strict=True) if before != "relu"
+    ]
+    shapes = list(zip([num_inputs, *outputs[:-1]], outputs, strict=True))
+    numbers = (
+        _random(int(weights.sha256.removeprefix("random:")), shapes)
+        if weights.path is None
+        else _from_tensors(weights.path, _read(weights.path), shapes)
+    )
+    return tuple(
+        LinearLayer(kernel, bias, relu) for (kernel, bias), relu in zip(numbers, has_relu, strict=True)
+    )
+
+
+_Layer = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+
+
+def _random(seed: int, shapes: Sequence[tuple[int, int]]) -> list[_Layer]:
+    """Draw weights under which a layer's outputs vary as much as its inputs."""
+    rng = np.random.default_rng(seed)
+    return [
+        (
+            rng.standard_normal((inputs, outputs), np.float32) * np.float32(inputs**-0.5),
+            rng.standard_normal(outputs, np.float32) * np.float32(0.1),
+        )
+        for inputs, outputs in shapes
+    ]
+
+
+def _from_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], shapes: Sequence[tuple[int, int]]
+) -> list[_Layer]:
+    """Return the tensors by layer; each must have its shape, and none may be left over."""
+    prefixes = sorted({name.rpartition(".")[0] for name in tensors}, key=_natural)
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    expected: dict[str, tuple[int, ...]] = {}
+    for prefix, (inputs, outputs) in zip(prefixes, shapes, strict=False):
+        dot = "." if prefix else ""  # a single layer's tensors are called `weight` and `bias`
+        expected |= {f"{prefix}{dot}weight": (outputs, inputs), f"{prefix}{dot}bias": (outputs,)}
+    if found != expected or len(prefixes) != len(shapes):
+        got = ", ".join(f"{name} {list(shape)}" for name, shape in found.items())
+        wanted = ", ".join(f"[{outputs}, {inputs}]" for inputs, outputs in shapes)
+        raise WeightsError(
+            f"{path} does not hold the layers that the model card names: it has {got or 'no tensors'}; "
+            f"expected a weight and a bias for each of {wanted} (outputs, inputs), and nothing else. Mend "
+            "the card's encoder.embedding_dim or the head's layers, or name another file"
+        )
+    numbers = [tensors[name].float().numpy() for name in expected]
+    return [(np.ascontiguousarray(numbers[i].T), numbers[i + 1]) for i in range(0, len(numbers), 2)]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Order names as people do: `layers.9` before `layers.10`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _read(path: Path) -> Mapping[str, torch.Tensor]:
+    if path.suffix == ".safetensors":
+        return read_tensors(path, "")
+    try:
+        import torch
+    except ImportError as error:
+        raise ConfigError(
+            f"{path.name} is a torch checkpoint, and the Python package torch is not installed here: "
+            "pip install 'nsfw-spark[clip]'"
+        ) from error
+    try:
+        # Tensors only: whatever else a pickle asks for is refused, so that reading one runs no code.
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises anything
+        raise _no_checkpoint(path, " ".join(str(error).split())[:200]) from error
+    if not isinstance(tensors, dict) or not all(isinstance(each, torch.Tensor) for each in tensors.values()):
+        raise _no_checkpoint(path, f"it holds a {type(tensors).__name__} of other things")
+    return tensors
+
+
+def _no_checkpoint(path: Path, reason: str) -> WeightsError:
+    return WeightsError(
+        f"{path} is not a torch checkpoint of tensors ({reason}); expected a state_dict, saved with "
+        "torch.save. Fetch it again, or mend the card's weights"
+    )

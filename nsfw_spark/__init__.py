@@ -20,6 +20,7 @@ Example:
 
 from __future__ import annotations
 
+from nsfw_spark.cascade import Cascade
 from nsfw_spark.errors import (
     ConfigError,
     DeviceError,
@@ -29,11 +30,13 @@ from nsfw_spark.errors import (
     TableError,
     WeightsError,
 )
-from nsfw_spark.scorer import ImageScore, Scorer, load_scorer
+from nsfw_spark.image_score import ImageScore
+from nsfw_spark.scorer import Scorer, load_scorer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Cascade",
     "ConfigError",
     "DeviceError",
     "ImageError",

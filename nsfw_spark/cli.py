@@ -1,6 +1,6 @@
 """The command line: options only, no logic.
 
-`run`, `score` and `filter` take their options from the fields of `JobOptions`.
+`run`, `score` and `filter` take their options from the fields of `JobOptions`. `model_commands` has `models`.
 What a command prints: progress and tables for people on standard error; on standard output the result, whose
 last line is one JSON object. What can go wrong by the user's hand is one line that says what was got, what
 was expected and what to do, and exit status 2.
@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
 from nsfw_spark import __version__
-from nsfw_spark.errors import DeviceError, NsfwSparkError
-from nsfw_spark.model_card import built_in_models, load_card
+from nsfw_spark.errors import DeviceError, NsfwSparkError, StorageError
+from nsfw_spark.model_commands import models
 from nsfw_spark.options import JobOptions, job_options
-from nsfw_spark.weights import fetch_weights, fingerprint, locate_weights
+from nsfw_spark.redact import redact
 
 if TYPE_CHECKING:  # imported in the commands: `--help` and `models` need neither Java nor pyspark
     from nsfw_spark.spark.summary import Summary
@@ -43,7 +42,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Keep unsafe images out of data sets: score images with CLIP, write filtered Delta tables.",
 )
-models = typer.Typer(rich_markup_mode=None, help="Model cards and their weights.")
 app.add_typer(models, name="models")
 
 
@@ -153,47 +151,6 @@ def export_images(  # noqa: PLR0913 - each is an option
     return _TOO_MANY_ERRORS if exported.missing_rate > max_error_rate else _DONE
 
 
-@models.command("list")
-def list_models() -> int:
-    """List the built-in model cards."""
-    table = Table("model", "what it is", "licence of the weights", box=None)
-    for name in built_in_models():
-        card = load_card(name)
-        table.add_row(name, card.summary, card.licence)
-    Console().print(table)
-    return _DONE
-
-
-@models.command("show")
-def show_model(model: Annotated[str, typer.Argument(help="Name, or path of a card file.")]) -> int:
-    """Print all of a model card."""
-    content = load_card(model).model_dump(mode="json", exclude_none=True)
-    typer.echo(yaml.safe_dump(content, sort_keys=False, allow_unicode=True).rstrip())
-    return _DONE
-
-
-@models.command("fetch")
-def fetch_model(
-    model: Annotated[list[str], typer.Argument(help="Names, or paths of card files.")],
-    model_dir: Annotated[Path | None, typer.Option(help="Copy the weights here, to use offline.")] = None,
-) -> int:
-    """Download the weights of models and check their sha256."""
-    for name in model:
-        _list_weights(name, fetch_weights(load_card(name), model_dir))
-    return _DONE
-
-
-@models.command("verify")
-def verify_model(
-    model: Annotated[list[str], typer.Argument(help="Names, or paths of card files.")],
-    model_dir: Annotated[Path | None, typer.Option(help="Where fetched weights lie.")] = None,
-) -> int:
-    """Check that the weights of models are here and are the right ones; downloads nothing."""
-    for name in model:
-        _list_weights(name, locate_weights(load_card(name), model_dir))
-    return _DONE
-
-
 @app.command()
 def version() -> int:
     """Print the version."""
@@ -228,7 +185,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, TyperException):  # an option or a command that does not exist
         said = error.format_message() if hasattr(error, "format_message") else str(error)
         return f"{said}  (nsfw-spark --help lists all)", _WRONG
-    if isinstance(error, DeviceError):  # from an executor, in the middle of the work
+    if isinstance(error, DeviceError | StorageError):  # in the middle of the work
         return str(error), _UNEXPECTED
     if isinstance(error, NsfwSparkError):
         return str(error), _WRONG
@@ -238,8 +195,8 @@ def _explain(error: Exception) -> tuple[str, int]:
 
 def _say(message: str, status: int, arguments: list[str]) -> int:
     if "--debug" in arguments:
-        traceback.print_exc()
-    typer.echo(f"nsfw-spark: {' '.join(message.split())}", err=True)
+        typer.echo(redact(traceback.format_exc()), err=True)
+    typer.echo(f"nsfw-spark: {redact(' '.join(message.split()))}", err=True)
     return status
 
 
@@ -282,9 +239,3 @@ def _show(summary: Summary, options: JobOptions) -> None:
 
 def _where_to_look(options: JobOptions) -> str:
     return f"all reasons: column `error` of quarantined_images (score: image_scores) in {options.output}"
-
-
-def _list_weights(name: str, files: dict[str, Any]) -> None:
-    typer.echo(f"{name}  fingerprint {fingerprint(load_card(name), files)}")
-    for part, file in files.items():
-        typer.echo(f"  {part}: {file.path or 'random weights'}  sha256 {file.sha256}")

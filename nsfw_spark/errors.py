@@ -8,16 +8,19 @@ What a caller has to tell apart, nothing more::
     ├── TableError                 table missing, or of another schema or model driver, exit 2
     ├── WeightsError               absent, or their sha256 differs              driver, exit 2; or the task
     ├── DeviceError(RuntimeError)  no usable GPU, does not fit                  fails the task
+    ├── StorageError               a disk, a checkpoint or a store has failed   driver, exit 1
     └── ImageError(ValueError)     one image cannot be scored                   marks the row
 
 A message says what was got, what was expected, and what to do. Each error survives pickling, because
-Spark carries it from a Python worker to the driver.
+Spark carries it from a Python worker to the driver. None shows the credentials of a URI: see `redact`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from nsfw_spark.redact import redact
 
 Status = Literal["ok", "missing", "unsupported", "undecodable", "too_large", "crashed", "not_finite"]
 """Why a row of `image_scores` has a score or none; `ok` alone means that it has one."""
@@ -25,6 +28,9 @@ Status = Literal["ok", "missing", "unsupported", "undecodable", "too_large", "cr
 
 class NsfwSparkError(Exception):
     """Base of all errors below."""
+
+    def __init__(self, *args: Any) -> None:  # noqa: ANN401 - as Exception has it
+        super().__init__(*(redact(each) if isinstance(each, str) else each for each in args))
 
 
 class ConfigError(NsfwSparkError, ValueError):
@@ -45,6 +51,10 @@ class WeightsError(NsfwSparkError):
 
 class DeviceError(NsfwSparkError, RuntimeError):
     """No usable GPU, or the model does not fit into it."""
+
+
+class StorageError(NsfwSparkError):
+    """What the work lies on failed in the middle of it: a full disk, a deleted checkpoint, a refused file."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,7 @@ class ImageError(NsfwSparkError, ValueError):
         # All arguments go to Exception.args: that is what pickle rebuilds the error from.
         super().__init__(status, message, header)
         self.status: Status = status
-        self.message = message
+        self.message: str = self.args[1]
         self.header = header
 
     def __str__(self) -> str:

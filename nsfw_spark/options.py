@@ -10,13 +10,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from nsfw_spark.decode import DEFAULT_MAX_PIXELS
+from nsfw_spark.cascade import Band
+from nsfw_spark.decode import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 from nsfw_spark.errors import ConfigError
-from nsfw_spark.model_card import describe, parse_section
+from nsfw_spark.isolation import DECODE_TIMEOUT_SECONDS
+from nsfw_spark.redact import has_credentials, redact
+from nsfw_spark.sections import describe, parse_section
 
 _Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _is_band(text: str | None) -> str | None:
+    if text is not None:
+        try:
+            Band.parse(text)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+    return text
 
 
 def _count(value: Any) -> int | Literal["auto"]:  # noqa: ANN401 - whatever was written
@@ -57,8 +78,22 @@ class JobOptions(BaseModel):
     """Columns of the source to carry along: `all`, `none`, or names with commas between them."""
     model: str = "laion-vit-l-14"
     """A built-in model card, or the path of a card file."""
+    heads: str | None = None
+    """The model's heads to compute, commas between them: `nsfw,aesthetic`; default: all of its card."""
+    score_class: str | None = None
+    """Class whose score becomes nsfw_score, of a model that has classes; default: the card's."""
+    second: str | None = None
+    """A second model card, for the images of which the first model is not sure."""
+    uncertain: Annotated[str | None, AfterValidator(_is_band)] = None
+    """With `second`: LOW:HIGH, the scores of which the first is not sure, both included; default 0.1:0.9."""
     model_dir: Path | None = None
     """Directory with weights, so that no network is needed."""
+    model_source: str | None = None
+    """URI of a mirror for weights that are not here, laid out as a `model_dir`; any that fsspec reads."""
+    weights_lock: Path | None = None
+    """Lock file, which pins the weights; default: weights.lock.yaml in the directory with weights."""
+    ship_weights: bool = False
+    """Send the weights from the driver to the executors, which then need no directory and no network."""
     threshold: _Share = 0.5
     """An image is safe if its nsfw_score is below."""
     policy: Path | None = None
@@ -75,6 +110,12 @@ class JobOptions(BaseModel):
     """Without a sign of life for so long, the model host counts as dead; longer than one batch may take."""
     max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = DEFAULT_MAX_PIXELS
     """Width x height above which an image is `too_large`; Pillow itself refuses above 178,956,970."""
+    max_bytes: Annotated[int, Field(ge=1)] = DEFAULT_MAX_BYTES
+    """Bytes of an encoded image above which it is `too_large`."""
+    strict: bool = False
+    """Score what else an image may show than its centre: frames, margins, pages; the highest score counts."""
+    decode_timeout_seconds: Annotated[float, Field(ge=1)] = DECODE_TIMEOUT_SECONDS
+    """An image that takes longer to decode is `crashed`."""
     max_error_rate: _Share = 0.1
     """Share of the run's images without a score above which the exit status is 3."""
     keep_content: bool = False
@@ -101,6 +142,31 @@ class JobOptions(BaseModel):
             )
         return self
 
+    @field_validator("input", "output", "checkpoints", "content_from", "model_source")
+    @classmethod
+    def _no_credentials(cls, uri: str | None) -> str | None:
+        if uri is not None and (problem := _credentials(uri)):
+            raise ValueError(problem)
+        return uri
+
+    @model_validator(mode="after")
+    def _second_is_for_images(self) -> JobOptions:
+        if self.uncertain is not None and self.second is None:
+            raise ValueError(f"got uncertain {self.uncertain} and no second; expected both, or second alone")
+        if self.second is not None and self.format == "embeddings":
+            raise ValueError("second looks at images, and format embeddings has none: leave one out")
+        return self
+
+    @property
+    def band(self) -> Band:
+        """The scores of which the first model of a cascade is not sure."""
+        return Band.parse(self.uncertain or "0.1:0.9")
+
+    @property
+    def head_names(self) -> list[str] | None:
+        """The heads that were named; None for all."""
+        return None if self.heads is None else [name.strip() for name in self.heads.split(",")]
+
     @property
     def is_schema(self) -> bool:
         """Whether the output is a catalog schema and not a path."""
@@ -111,6 +177,16 @@ def is_schema(output: str) -> bool:
     """Tell `main.safety`, a catalog schema, from a path; write `./main.safety` for a path."""
     parts = output.split(".")
     return len(parts) == 2 and all(part.isidentifier() for part in parts)  # noqa: PLR2004
+
+
+def _credentials(uri: str) -> str | None:
+    """Say that a URI carries credentials: they would be part of each image_id, and of Spark's own logs."""
+    if not has_credentials(uri):
+        return None
+    return (
+        f"{redact(uri)} carries credentials; expected a URI without, and them in Spark's configuration "
+        "(fs.s3a.access.key, fs.azure.account.key.…), or none where the machine has an identity"
+    )
 
 
 def job_options(given: Mapping[str, Any], config: Path | None = None) -> JobOptions:
@@ -161,7 +237,13 @@ def _as_written(error: ValidationError, given: Mapping[str, Any], config: Path |
 
 
 def absolute_uri(location: str) -> str:
-    """Make a relative local path absolute, `~` included; leave a URI with a scheme as it is."""
+    """Make a relative local path absolute, `~` included; leave a URI with a scheme as it is.
+
+    Raises:
+        ConfigError: The URI carries credentials.
+    """
+    if problem := _credentials(location):
+        raise ConfigError(problem)
     if ":/" in location:
         return location
     return os.path.abspath(os.path.expanduser(location))  # noqa: PTH100, PTH111 - Path drops a URI's slashes

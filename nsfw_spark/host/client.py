@@ -25,6 +25,7 @@ from nsfw_spark.host.home import Home
 from nsfw_spark.host.lifecycle import HostUnavailableError, connect, kill
 from nsfw_spark.host.spec import HostSpec
 from nsfw_spark.model import Predictions
+from nsfw_spark.self_check import SelfCheck
 
 IN_FLIGHT: Final = 2
 """Batches of a task on their way: one computes while the next waits. More is only memory."""
@@ -47,9 +48,9 @@ class _Channel:
     ready: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, spec: HostSpec, home: Home, task: str) -> Self:
+    def open(cls, spec: HostSpec, home: Home, task: str, place: int) -> Self:
         """Connect, and wait until the model is loaded."""
-        connection, pid = connect(spec, home, task)
+        connection, pid = connect(spec, home, task, place)
         channel = cls(connection, spec, home, pid)
         try:
             channel.ready = frames.read_json(channel.receive(Kind.READY, frames.MAX_JSON))
@@ -112,14 +113,16 @@ class HostedModel:
         fingerprint: Hash of the model's weights, preprocessing and precision.
         device: `cpu` or `cuda:N`.
         batch_size: Images that it wants at once; the host puts those of several tasks together.
+        self_check: What the model made of the built-in test image.
     """
 
-    def __init__(self, spec: HostSpec, task: str = "a task") -> None:
+    def __init__(self, spec: HostSpec, task: str = "a task", place: int = 0) -> None:
         """Connect to the spec's host, start it if need be, and wait until its model is loaded.
 
         Args:
             spec: What the host holds.
             task: Who connects, for the host's log.
+            place: Which of the spec's models this is.
 
         Raises:
             HostUnavailableError: No host can be started here.
@@ -129,13 +132,15 @@ class HostedModel:
             self._home = Home.of(spec.identity)
         except OSError as error:
             raise HostUnavailableError(str(error)) from error
-        self._spec, self._task = spec, task
+        self._spec, self._task, self._place = spec, task, place
         self._has_seen_death = False
         first = self._first_channel()
         self._channels = [first]
         self._free = [first]  # those on which nothing is on its way
         self.fingerprint, self.device = str(first.ready["fingerprint"]), str(first.ready["device"])
         self.batch_size = int(first.ready["batch_size"])
+        checked = first.ready["self_check"]
+        self.self_check = None if checked is None else SelfCheck.from_json(checked)
 
     def __enter__(self) -> Self:
         return self
@@ -205,13 +210,14 @@ class HostedModel:
     def _open_channel(self) -> _Channel:
         """Connect once more: to the same host, or to the next one."""
         try:
-            channel = _Channel.open(self._spec, self._home, self._task)
+            channel = _Channel.open(self._spec, self._home, self._task, self._place)
         except HostUnavailableError as error:  # there was one before
             raise self._second_death(error) from None
         if channel.ready["fingerprint"] != self.fingerprint:
             channel.connection.close()
+            name = self._spec.models[self._place].card.name
             raise WeightsError(
-                f"the model host was started again, and its {self._spec.model.card.name} now has the "
+                f"the model host was started again, and its {name} now has the "
                 f"fingerprint {channel.ready['fingerprint']}, before: {self.fingerprint}. Do not change "
                 "weights while a job runs"
             )
@@ -220,10 +226,10 @@ class HostedModel:
 
     def _first_channel(self) -> _Channel:
         with contextlib.suppress(_HostDiedError):
-            return _Channel.open(self._spec, self._home, self._task)
+            return _Channel.open(self._spec, self._home, self._task, self._place)
         self._has_seen_death = True
         try:
-            return _Channel.open(self._spec, self._home, self._task)
+            return _Channel.open(self._spec, self._home, self._task, self._place)
         except _HostDiedError as death:
             raise self._second_death(death) from None
 

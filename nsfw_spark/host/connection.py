@@ -5,9 +5,10 @@ from __future__ import annotations
 import hmac
 import logging
 import socket
+from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from nsfw_spark.host import frames
 from nsfw_spark.host.batcher import Batcher
 from nsfw_spark.host.frames import FrameError, Kind
 from nsfw_spark.host.spec import HostSpec
+from nsfw_spark.model import ModelSpec
 
 T = TypeVar("T")
 MAX_PART: Final = 64
@@ -37,21 +39,24 @@ class Connection:
     pid: int
     """Of this host."""
     spec: HostSpec
-    batcher: Batcher
+    batchers: Sequence[Batcher]
+    """One for each of the spec's models."""
 
     def serve(self) -> None:
         """Answer until the task hangs up."""
         try:
-            task = self._greet()
-            if task is not None:
-                self._serve(task)
+            hello = self._greet()
+            if hello is not None:
+                place = _place(hello, len(self.batchers))
+                model, batcher = self.spec.models[place], self.batchers[place]
+                _Service(self.socket, model, batcher, self.spec.timeout_seconds).serve(_task(hello))
         except (OSError, FrameError) as error:  # the task died, or is none of ours
             _log.debug("a connection ended: %s", error)
         finally:
             self.socket.close()
 
-    def _greet(self) -> str | None:
-        """Return who connects; None for somebody who does not know the key."""
+    def _greet(self) -> dict[str, Any] | None:
+        """Return what a task says of itself; None for somebody who does not know the key."""
         self.socket.settimeout(_HELLO_SECONDS)
         header = frames.receive_header(self.socket)
         if header is None or header[0] != Kind.HELLO:
@@ -64,9 +69,33 @@ class Connection:
             return None
         self.socket.settimeout(None)
         frames.send_json(self.socket, Kind.WELCOME, pid=self.pid)
-        return str(hello.get("task")).encode("ascii", "backslashreplace").decode()[:100]  # for the log
+        return hello
 
-    def _serve(self, task: str) -> None:
+
+def _task(hello: dict[str, Any]) -> str:
+    """Return who connected, for the log."""
+    return str(hello.get("task")).encode("ascii", "backslashreplace").decode()[:100]
+
+
+def _place(hello: dict[str, Any], num_models: int) -> int:
+    """Return which model a task wants."""
+    place = hello.get("model")
+    if type(place) is not int or not 0 <= place < num_models:
+        raise FrameError(f"expected a model from 0 to {num_models - 1}, got {place!r}")
+    return place
+
+
+@dataclass(frozen=True)
+class _Service:
+    """One model, for one task."""
+
+    socket: socket.socket
+    model: ModelSpec
+    batcher: Batcher
+    timeout_seconds: float
+
+    def serve(self, task: str) -> None:
+        """Say what the model is, then pixels in and scores out until the task hangs up."""
         try:
             model = self._wait(self.batcher.loaded)
         except Exception as error:  # noqa: BLE001 - whatever it was, the task must hear of it
@@ -79,8 +108,9 @@ class Connection:
             fingerprint=model.fingerprint,
             device=model.device,
             batch_size=part_size,
+            self_check=model.self_check and model.self_check.as_json(),
         )
-        size = self.spec.model.card.preprocessing.size
+        size = self.model.card.preprocessing.size
         buffer = model.buffer((part_size, size, size, 3))
         num_images = 0
         self.batcher.count_connection(1)
@@ -93,11 +123,11 @@ class Connection:
                 num_images += num_received
         finally:
             self.batcher.count_connection(-1)
-            _log.debug("%s: %d images on %s", task, num_images, self.spec.model.device)
+            _log.debug("%s: %d images on %s", task, num_images, self.model.device)
 
     def _num_images(self, kind: Kind, length: int) -> int:
         """Return how many images a frame announces."""
-        bytes_per_image = 3 * self.spec.model.card.preprocessing.size**2
+        bytes_per_image = 3 * self.model.card.preprocessing.size**2
         num_images, rest = divmod(length, bytes_per_image)
         if kind != Kind.PIXELS or rest or not 1 <= num_images <= MAX_PART:
             raise FrameError(
@@ -121,8 +151,8 @@ class Connection:
 
     def _wait(self, future: Future[T]) -> T:
         """Wait, and meanwhile show that this host is alive, unless the model is stuck."""
-        beat_seconds = min(1.0, self.spec.timeout_seconds / 4)
+        beat_seconds = min(1.0, self.timeout_seconds / 4)
         while not wait([future], timeout=beat_seconds).done:
-            if self.batcher.busy_seconds() < self.spec.timeout_seconds:
+            if self.batcher.busy_seconds() < self.timeout_seconds:
                 frames.send(self.socket, Kind.BEAT)
         return future.result()

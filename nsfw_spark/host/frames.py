@@ -4,10 +4,10 @@ A frame is 16 bytes of header (magic, kind, length of the payload) and the paylo
 pickle. Whoever receives one names the largest payload that makes sense at that point. A task speaks first::
 
     task                            host
-    HELLO   {version, key, task} ─►
+    HELLO   {version, key, task, model} ─►
                                  ◄─ WELCOME {pid}
                                  ◄─ BEAT … while the model loads, or a batch waits and computes
-                                 ◄─ READY   {fingerprint, device, batch_size}, or ERROR and the end
+                                 ◄─ READY   {fingerprint, device, batch_size, self_check}, or ERROR
     PIXELS  uint8 (N, S, S, 3)   ─►
                                  ◄─ BEAT …
                                  ◄─ SCORES  float32, or ERROR {error, message}
@@ -31,11 +31,11 @@ from nsfw_spark import errors
 from nsfw_spark.errors import NsfwSparkError
 from nsfw_spark.model import Predictions
 
-VERSION: Final = 1
+VERSION: Final = 4
 MAX_JSON: Final = 65_536  # bytes
 _MAGIC: Final = b"NSFW"
 _HEADER: Final = struct.Struct("<4sIQ")  # magic, kind, bytes of payload
-_SCORES: Final = struct.Struct("<IIIddxxxx")  # N, C, D, encode_seconds, batch_slots
+_SCORES: Final = struct.Struct("<IIIIdd")  # N, C, H, D, encode_seconds, batch_slots
 _FLOAT: Final = 4  # bytes of a float32
 _MAX_BUFFERS: Final = 512  # in one sendmsg; POSIX systems take 1,024
 
@@ -75,18 +75,11 @@ def send_json(connection: socket.socket, kind: Kind, **content: Any) -> None:  #
 
 
 def send_scores(connection: socket.socket, predictions: Predictions) -> None:
-    """Send predictions: three counts, two costs, and the arrays that there are."""
-    arrays = (predictions.nsfw_scores, predictions.class_scores, predictions.embeddings)
-    _, num_classes, num_dimensions = (
-        0 if array is None else array.size // len(predictions) for array in arrays
-    )
-    head = _SCORES.pack(
-        len(predictions),
-        num_classes,
-        num_dimensions,
-        predictions.encode_seconds,
-        predictions.batch_slots,
-    )
+    """Send predictions: four counts, two costs, and the arrays that there are."""
+    tables = (predictions.class_scores, predictions.other_scores, predictions.embeddings)
+    widths = [0 if table is None else table.size // len(predictions) for table in tables]
+    head = _SCORES.pack(len(predictions), *widths, predictions.encode_seconds, predictions.batch_slots)
+    arrays = (predictions.nsfw_scores, *tables)
     numbers = [np.ascontiguousarray(array, np.float32) for array in arrays if array is not None]
     send(connection, Kind.SCORES, [head, *numbers])
 
@@ -166,21 +159,23 @@ def read_scores(payload: bytes, num_images: int) -> Predictions:
     """
     if len(payload) < _SCORES.size:
         raise FrameError(f"expected at least {_SCORES.size} bytes of scores, got {len(payload)}")
-    count, num_classes, num_dimensions, encode_seconds, batch_slots = _SCORES.unpack_from(payload)
-    expected = _SCORES.size + _FLOAT * count * (1 + num_classes + num_dimensions)
+    count, num_classes, num_heads, num_dimensions, encode_seconds, batch_slots = _SCORES.unpack_from(payload)
+    expected = _SCORES.size + _FLOAT * count * (1 + num_classes + num_heads + num_dimensions)
     if count != num_images or len(payload) != expected:
         raise FrameError(
             f"expected the scores of {num_images} images, got {len(payload)} bytes for {count} images "
-            f"with {num_classes} classes and {num_dimensions} dimensions"
+            f"with {num_classes} classes, {num_heads} other heads and {num_dimensions} dimensions"
         )
     numbers = np.frombuffer(payload, np.float32, offset=_SCORES.size)
-    scores, classes, embeddings = np.split(numbers, [count, count * (1 + num_classes)])
+    ends = count * np.cumsum([1, num_classes, num_heads])
+    scores, classes, others, embeddings = np.split(numbers, ends)
     return Predictions(
         scores,
         _table(classes, count, num_classes),
         _table(embeddings, count, num_dimensions),
         encode_seconds,
         batch_slots,
+        other_scores=_table(others, count, num_heads),
     )
 
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from nsfw_spark import interpreter
 from nsfw_spark.host import frames
 from nsfw_spark.host.frames import FrameError, Kind
 from nsfw_spark.host.home import Home
@@ -36,13 +37,14 @@ class HostUnavailableError(Exception):
     """No host can be started here: no child processes, no sockets, or no directory for them."""
 
 
-def connect(spec: HostSpec, home: Home, task: str) -> tuple[socket.socket, int]:
+def connect(spec: HostSpec, home: Home, task: str, place: int = 0) -> tuple[socket.socket, int]:
     """Return a connection to the spec's host, which is started if there is none, and the host's process id.
 
     Args:
         spec: What the host holds.
         home: Where it lives.
         task: Who connects, for the host's log.
+        place: Which of the spec's models the connection is for.
 
     Raises:
         HostUnavailableError: None is there and none can be started.
@@ -51,11 +53,11 @@ def connect(spec: HostSpec, home: Home, task: str) -> tuple[socket.socket, int]:
         with home.locked() as lock:
             try:
                 for _ in range(_STARTS):
-                    if (greeted := _greet(spec, home, task)) is not None:
+                    if (greeted := _greet(spec, home, task, place)) is not None:
                         return greeted
                     home.forget_host()
                     _start(spec, home, lock)
-                if (greeted := _greet(spec, home, task)) is not None:
+                if (greeted := _greet(spec, home, task, place)) is not None:
                     return greeted
                 last_words = home.last_words() or "none"
             except OSError:
@@ -76,7 +78,7 @@ def kill(home: Home, pid: int) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _greet(spec: HostSpec, home: Home, task: str) -> tuple[socket.socket, int] | None:
+def _greet(spec: HostSpec, home: Home, task: str, place: int) -> tuple[socket.socket, int] | None:
     """Connect to the host that is there; None if none answers."""
     host = home.read_host()
     if host is None:
@@ -85,7 +87,9 @@ def _greet(spec: HostSpec, home: Home, task: str) -> tuple[socket.socket, int] |
     connection.settimeout(spec.timeout_seconds)
     try:
         connection.connect(str(home.socket))
-        frames.send_json(connection, Kind.HELLO, version=frames.VERSION, key=host["key"], task=task)
+        frames.send_json(
+            connection, Kind.HELLO, version=frames.VERSION, key=host["key"], task=task, model=place
+        )
         if (header := frames.receive_header(connection)) is not None and header[0] == Kind.WELCOME:
             frames.receive_payload(connection, header[1], frames.MAX_JSON)
             return connection, host["pid"]
@@ -157,17 +161,13 @@ def _executor_log() -> Iterator[int]:
 
 def _environment(spec: HostSpec) -> dict[str, str]:
     """Return the environment of a new host: a fresh interpreter that finds the same packages."""
-    packages = [os.path.abspath(entry) for entry in sys.path if entry]  # noqa: PTH100 - text to text
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(packages),  # with what Spark added for this job
-        "PYTHONSAFEPATH": "1",  # and without the working directory
+    return interpreter.environment(
         # Spark allows each Python worker one thread; the host computes for all of them.
-        "OMP_NUM_THREADS": str(spec.num_threads or _num_cores()),
+        OMP_NUM_THREADS=str(spec.num_threads or _num_cores()),
         # Threads that wait for work must not burn the cores that decode.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "OPENBLAS_NUM_THREADS": "1",  # numpy's, of which only the head is left; it has no such policy
-    }
+        OMP_WAIT_POLICY="PASSIVE",
+        OPENBLAS_NUM_THREADS="1",  # numpy's, of which only the head is left; it has no such policy
+    )
 
 
 def _num_cores() -> int:

@@ -15,6 +15,9 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import wait
+from functools import partial
 from typing import Final, NoReturn
 
 import psutil
@@ -24,7 +27,8 @@ from nsfw_spark.host.connection import Connection
 from nsfw_spark.host.home import Home, homes
 from nsfw_spark.host.lifecycle import LISTENING
 from nsfw_spark.host.spec import HostSpec, Owner, is_running
-from nsfw_spark.model import Model, load_model
+from nsfw_spark.model import Model, ModelSpec, load_model
+from nsfw_spark.redact import redact
 
 _WATCH_SECONDS: Final = 0.5
 _FAREWELL_SECONDS: Final = 2.0  # in which tasks hear why the model could not be loaded
@@ -38,7 +42,9 @@ class HostProcess:
 
     def __init__(self, home: Home, spec: HostSpec) -> None:
         self._home, self._spec = home, spec
-        self._batcher = Batcher(self._load)
+        self._batchers: list[Batcher] = []
+        for model in spec.models:
+            self._batchers.append(Batcher(partial(self._load, model, after=self._batchers[-1:])))
         self._listener = socket.socket(socket.AF_UNIX)
         self._key = secrets.token_hex(32)
         self._connections: set[threading.Thread] = set()
@@ -61,8 +67,10 @@ class HostProcess:
             {"pid": pid, "started": started, "key": self._key, "owner": [owner.pid, owner.started]}
         )
         signal.signal(signal.SIGTERM, self._end)
-        for work in (self._compute, self._accept, _clear_abandoned_homes):
-            threading.Thread(target=work, name=work.__name__, daemon=True).start()
+        for batcher, model in zip(self._batchers, self._spec.models, strict=True):
+            _in_background(partial(self._compute, batcher), f"compute {model.card.name}")
+        _in_background(self._accept, "accept")
+        _in_background(_clear_abandoned_homes, "clear abandoned homes")
         os.close(lock)
         with contextlib.suppress(BrokenPipeError):  # the task that started this is dead: others will come
             os.write(1, LISTENING)
@@ -71,8 +79,10 @@ class HostProcess:
         # Not sys.exit: threads may be stuck in a driver, and there is nothing to save.
         os._exit(1 if self._has_failed else 0)
 
-    def _load(self) -> Model:
-        model, started = self._spec.model, time.monotonic()
+    def _load(self, model: ModelSpec, *, after: Sequence[Batcher]) -> Model:
+        for batcher in after:  # two at once would time each other's batches, where batch_size is auto
+            wait([batcher.loaded])
+        started = time.monotonic()
         loaded = load_model(model)
         _log.info(
             "loaded %s on %s (asked for: %s) in %.1f s; batches of %d images (batch_size: %s)",
@@ -85,9 +95,9 @@ class HostProcess:
         )
         return loaded
 
-    def _compute(self) -> None:
+    def _compute(self, batcher: Batcher) -> None:
         try:
-            self._batcher.run()  # returns only where the model cannot be loaded
+            batcher.run()  # returns only where the model cannot be loaded
         except BaseException:  # noqa: BLE001 - nothing can be trusted after it: this process ends
             _log.exception("the model broke")
             self._has_failed = True
@@ -100,7 +110,7 @@ class HostProcess:
     def _accept(self) -> None:
         while True:
             accepted, _ = self._listener.accept()
-            connection = Connection(accepted, self._key, os.getpid(), self._spec, self._batcher)
+            connection = Connection(accepted, self._key, os.getpid(), self._spec, self._batchers)
             thread = threading.Thread(target=connection.serve, name="connection", daemon=True)
             self._connections = {each for each in self._connections if each.is_alive()} | {thread}
             thread.start()
@@ -136,14 +146,23 @@ class HostProcess:
         return host is not None and host["key"] == self._key
 
     def _cannot_load(self) -> bool:
-        loaded = self._batcher.loaded
-        return loaded.done() and loaded.exception() is not None
+        return any(True for _ in self._load_errors())
+
+    def _load_errors(self) -> Iterator[BaseException]:
+        for batcher in self._batchers:
+            if batcher.loaded.done() and (error := batcher.loaded.exception()) is not None:
+                yield error
 
     def _say_farewell(self) -> None:
-        _log.error("the model could not be loaded: %s", self._batcher.loaded.exception())
+        for error in self._load_errors():
+            _log.error("the model could not be loaded: %s", error)
         deadline = time.monotonic() + _FAREWELL_SECONDS
         for thread in self._connections:
             thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _in_background(work: Callable[[], None], name: str) -> None:
+    threading.Thread(target=work, name=name, daemon=True).start()
 
 
 def log_to(executor_log: int) -> None:
@@ -152,9 +171,17 @@ def log_to(executor_log: int) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if executor_log >= 0:
         handlers.append(logging.StreamHandler(os.fdopen(executor_log, "w", buffering=1)))
-    text = f"model host {os.getpid()}: %(message)s"
-    logging.basicConfig(format=text, handlers=handlers)
+    for handler in handlers:
+        handler.setFormatter(_Redacted(f"model host {os.getpid()}: %(message)s"))
+    logging.basicConfig(handlers=handlers)
     logging.getLogger("nsfw_spark").setLevel(level)
+
+
+class _Redacted(logging.Formatter):
+    """Says nothing of the credentials in URIs, which a library's error may name."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 def _clear_abandoned_homes() -> None:

@@ -52,6 +52,13 @@ class HostSpec:
     """Without a sign of life for so long, a host counts as dead. Longer than a forward pass may take."""
     idle_seconds: float = field(default=300.0, compare=False)
     """Without a task for so long, a host ends. Longer than a job pauses between two micro-batches."""
+    second: ModelSpec | None = None
+    """Of a cascade: loaded after the first, into the same process."""
+
+    @property
+    def models(self) -> list[ModelSpec]:
+        """The model, and the second if there is one: tasks ask for one by its place here."""
+        return [self.model] if self.second is None else [self.model, self.second]
 
     @property
     def identity(self) -> str:
@@ -63,27 +70,26 @@ class HostSpec:
 
     def as_json(self) -> dict[str, Any]:
         """Return what `from_json` reads."""
-        model = self.model
-        directory = None if model.model_dir is None else str(model.model_dir)
-        card = model.card.model_dump(mode="json")
-        return {
-            **asdict(self),
-            "model": {**asdict(model), "card": card, "model_dir": directory},
-        }
+        second = None if self.second is None else _model_as_json(self.second)
+        return {**asdict(self), "model": _model_as_json(self.model), "second": second}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
         """Return the spec that `as_json` wrote."""
-        model = content["model"]
-        directory = None if model["model_dir"] is None else Path(model["model_dir"])
-        card = ModelCard.model_validate(model["card"])
-        return cls(
-            **{
-                **content,
-                "model": ModelSpec(**{**model, "card": card, "model_dir": directory}),
-                "owner": Owner(**content["owner"]),
-            }
-        )
+        second = None if content["second"] is None else _model_from_json(content["second"])
+        model, owner = _model_from_json(content["model"]), Owner(**content["owner"])
+        return cls(**{**content, "model": model, "second": second, "owner": owner})
+
+
+def _model_as_json(model: ModelSpec) -> dict[str, Any]:
+    directory = None if model.model_dir is None else str(model.model_dir)
+    return {**asdict(model), "card": model.card.model_dump(mode="json"), "model_dir": directory}
+
+
+def _model_from_json(content: dict[str, Any]) -> ModelSpec:
+    directory = None if content["model_dir"] is None else Path(content["model_dir"])
+    card = ModelCard.model_validate(content["card"])
+    return ModelSpec(**{**content, "card": card, "model_dir": directory})
 
 
 def is_running(pid: int, started: float | None) -> bool:

@@ -15,6 +15,9 @@ from nsfw_spark.errors import ImageError
 CHUNK_ROWS: Final = 64
 """Images in a chunk: as few as an Arrow batch of images should hold, as many as cost nothing."""
 
+MOST_BYTES: Final = 1 << 30
+"""Of an encoded image where nobody says less: a row of Spark's holds no more than twice that."""
+
 
 @dataclass(frozen=True)
 class Chunk:

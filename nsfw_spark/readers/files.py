@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import pyarrow as pa
 
+from nsfw_spark.decode import too_long
 from nsfw_spark.errors import ImageError
-from nsfw_spark.readers.chunk import CHUNK_ROWS, Chunk
+from nsfw_spark.readers.chunk import CHUNK_ROWS, MOST_BYTES, Chunk
 
 COLUMNS: Final = pa.schema(
     [("image_id", pa.string()), ("modification_time", pa.timestamp("us", "UTC"))],
@@ -24,20 +27,25 @@ class LocalFileReader:
     with its own credentials: see `ContentReader`.
     """
 
+    max_bytes: int = MOST_BYTES
+    """Of a file; a longer one is not read."""
+
     def read(self, listed: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
         """Yield the images of files: see `Reader.read`."""
+        read = partial(_read_file, max_bytes=self.max_bytes)
         for batch in listed:
             for start in range(0, batch.num_rows, CHUNK_ROWS):
                 some = batch.slice(start, CHUNK_ROWS)
                 columns = [some.column("path"), some.column("modificationTime").cast(COLUMNS.types[1])]
                 paths = some.column("path").to_pylist()
-                yield Chunk(pa.RecordBatch.from_arrays(columns, schema=COLUMNS), map(_read_file, paths))
+                yield Chunk(pa.RecordBatch.from_arrays(columns, schema=COLUMNS), map(read, paths))
 
 
-def _read_file(path: str) -> bytes | ImageError:
+def _read_file(path: str, max_bytes: int) -> bytes | ImageError:
     """Read a file of this machine, named as Hadoop does (`file:/a b.jpg`)."""
     try:
         with open(path.removeprefix("file:"), "rb") as file:  # noqa: PTH123 - a Path would drop slashes
-            return file.read()
+            length = os.fstat(file.fileno()).st_size
+            return too_long(length, max_bytes) if length > max_bytes else file.read()
     except OSError as error:
         return ImageError("missing", f"the file was listed and could not be read ({error.strerror})")

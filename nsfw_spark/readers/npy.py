@@ -19,6 +19,7 @@ _READ_HEADER: Final = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+_MAX_ROWS: Final = 1 << 62
 _FLOATS: Final = (np.float16, np.float32, np.float64)
 
 
@@ -93,7 +94,12 @@ def open_npy(file: pa.NativeFile) -> NpyFile:
     # numpy's parser raises anything on damaged headers.
     except Exception as error:
         raise ImageError("undecodable", f"it is no .npy file: {error}") from error
-    if dtype.type not in _FLOATS or len(shape) != 2 or min(shape) < 0:  # noqa: PLR2004 - rows and columns
+    if max(shape, default=0) > _MAX_ROWS:  # before it is written down: Python refuses to print such numbers
+        raise ImageError(
+            "undecodable", "it is no .npy file: its header claims more than 2^62 rows or columns"
+        )
+    # No columns: any number of rows would need no byte at all.
+    if dtype.type not in _FLOATS or len(shape) != 2 or shape[0] < 0 or shape[1] < 1:  # noqa: PLR2004 - N, D
         raise ImageError(
             "unsupported",
             f"it holds {dtype} of shape {shape}; expected float16, float32 or float64 of shape (N, D)",

@@ -15,9 +15,10 @@ from typing import Final, NamedTuple
 
 import pyarrow as pa
 
+from nsfw_spark.decode import too_long
 from nsfw_spark.errors import ImageError
 from nsfw_spark.readers.archive import Archive, unreadable
-from nsfw_spark.readers.chunk import CHUNK_ROWS, Chunk
+from nsfw_spark.readers.chunk import CHUNK_ROWS, MOST_BYTES, Chunk
 from nsfw_spark.readers.storage import Storage
 
 COLUMNS: Final = pa.schema(
@@ -44,7 +45,6 @@ _SIDECARS: Final = {"txt": "caption", "json": "json", "cls": "cls"}
 
 _CHUNK_BYTES: Final = 32 << 20
 _MAX_SIDECAR: Final = 1 << 20  # bytes that are kept
-_MAX_IMAGE: Final = 1 << 30  # bytes
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class TarReader:
 
     storage: Storage
     """Opens the tars."""
+    max_bytes: int = MOST_BYTES
+    """Of an image; a longer one is skipped."""
 
     def read(self, listed: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
         """Yield the images of tars: see `Reader.read`; a chunk may hold those of several."""
@@ -73,7 +75,7 @@ class TarReader:
         """Yield the images of a tar, and where something is wrong with it a row that says so."""
         try:
             with self._open(tar.path) as archive:
-                yield from _read_images(archive, tar)
+                yield from _read_images(archive, tar, self.max_bytes)
         except ImageError as error:
             yield _Image(tar.path, error, _Sample(tar))
 
@@ -188,7 +190,7 @@ def _key_and_suffix(name: str) -> tuple[str, str]:
     return (name, "") if dot < 0 else (name[:dot], name[dot + 1 :].lower())
 
 
-def _read_images(archive: Archive, tar: _Tar) -> Iterator[_Image]:
+def _read_images(archive: Archive, tar: _Tar, max_bytes: int) -> Iterator[_Image]:
     """Yield the images of a tar, each with its sample, whose text may follow.
 
     Raises:
@@ -205,7 +207,7 @@ def _read_images(archive: Archive, tar: _Tar) -> Iterator[_Image]:
         if suffix in _SIDECARS and entry.isreg() and not entry.issparse():
             text = archive.read(min(entry.size, _MAX_SIDECAR)).decode("utf-8", "replace")
             sample.texts.setdefault(_SIDECARS[suffix], text)
-        elif (content := _image_content(archive, entry, suffix)) is not None:
+        elif (content := _image_content(archive, entry, suffix, max_bytes)) is not None:
             num_images += 1
             yield _Image(f"{tar.path}!/{names.distinct(entry.name)}", content, sample)
     if num_images == 0:
@@ -218,7 +220,9 @@ def _is_no_sample(entry: tarfile.TarInfo) -> bool:
     return not is_file or entry.name.rpartition("/")[2].startswith("._")
 
 
-def _image_content(archive: Archive, entry: tarfile.TarInfo, suffix: str) -> bytes | ImageError | None:
+def _image_content(
+    archive: Archive, entry: tarfile.TarInfo, suffix: str, max_bytes: int
+) -> bytes | ImageError | None:
     """Read an entry if it is an image; None if it is not."""
     if not entry.isreg() or entry.issparse():  # no bytes follow that a stream could make an image of
         what = "a sparse file" if entry.isreg() else f"a link to {entry.linkname}"
@@ -231,9 +235,9 @@ def _image_content(archive: Archive, entry: tarfile.TarInfo, suffix: str) -> byt
         start = archive.read(min(entry.size, _SIGNATURE))
         if not _is_image(start):
             return None
-    if entry.size > _MAX_IMAGE:
+    if entry.size > max_bytes:
         archive.skip(entry)
-        return ImageError("too_large", f"{entry.size} bytes; more than {_MAX_IMAGE} are not read into memory")
+        return too_long(entry.size, max_bytes)
     return start + archive.read(entry.size - len(start)) if start else archive.read(entry.size)
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from datetime import datetime
+from typing import Any, Final, NamedTuple
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -103,8 +104,9 @@ def update_filtered(
     uri = None if contents is None else contents.uri
     now = Shown(detail.id, commits[0].version, policy.text, uri)
     snapshot = spark.read.option("versionAsOf", now.image_scores_version).table(output.name(IMAGE_SCORES))
-    shown = dict(zip(FILTERED, at_once(lambda table: shown_by(spark, output, table), FILTERED), strict=True))
-    replaced = [table for table in FILTERED if not _can_follow(shown[table], now, commits)]
+    said = dict(zip(FILTERED, at_once(lambda table: _last_said(spark, output, table), FILTERED), strict=True))
+    shown = {table: None if last is None else last.shown for table, last in said.items()}
+    replaced = [table for table in FILTERED if not _can_follow(said[table], now, commits)]
     gathered = set()
     if replaced and contents is None:  # images are dealt out well already
         gathered = _gathered(snapshot, policy, detail.sizeInBytes)
@@ -130,9 +132,13 @@ def update_filtered(
         _tell_lacking(spark, output, contents)
 
 
-def _can_follow(shown: Shown | None, now: Shown, commits: list[Any]) -> bool:
+def _can_follow(last: _Said | None, now: Shown, commits: list[Any]) -> bool:
     """Whether a table is what `now` asks for but for rows that were added to image_scores."""
-    if shown is None:
+    if last is None:
+        return False
+    shown = last.shown
+    # A version that is younger than what shows it is another: the one of its number was lost.
+    if any(each.version == shown.image_scores_version and each.timestamp > last.at for each in commits):
         return False
     since = [commit for commit in commits if commit.version > shown.image_scores_version]
     return (
@@ -145,13 +151,25 @@ def _can_follow(shown: Shown | None, now: Shown, commits: list[Any]) -> bool:
 
 def shown_by(spark: SparkSession, output: Output, table: str) -> Shown | None:
     """Return what a filtered table shows; None where it is not there or does not say."""
+    last = _last_said(spark, output, table)
+    return None if last is None else last.shown
+
+
+class _Said(NamedTuple):
+    """What a filtered table shows, and when it said so."""
+
+    shown: Shown
+    at: datetime
+
+
+def _last_said(spark: SparkSession, output: Output, table: str) -> _Said | None:
     if not output.exists(spark, table):
         return None
     for commit in history(spark, output, table):
         if changes_no_row(commit):
             continue
         try:
-            return Shown(**json.loads(commit.userMetadata or ""))
+            return _Said(Shown(**json.loads(commit.userMetadata or "")), commit.timestamp)
         except (ValueError, TypeError):  # somebody else's commit: what it did is not known
             return None
     return None

@@ -5,11 +5,14 @@ Spark has no public way from Python to its file systems; all use of the private 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pyspark.sql import SparkSession
+
+_PATTERN: Final = re.compile(r"[\\*?\[\]{}^]")  # what Hadoop's globs do not take for itself
 
 
 def file_system(spark: SparkSession, uri: str) -> tuple[Any, Any]:
@@ -36,6 +39,11 @@ def list_names(spark: SparkSession, uri: str) -> list[str]:
 def name_matcher(spark: SparkSession, glob: str) -> Any:  # noqa: ANN401 - org.apache.hadoop.fs.GlobPattern
     """Return what Spark's pathGlobFilter matches file names with."""
     return spark._jvm.org.apache.hadoop.fs.GlobPattern(glob)  # type: ignore[union-attr]  # noqa: SLF001
+
+
+def literally(uri: str) -> str:
+    """Return what Spark's readers, which take a path for a pattern, take for this path and no other."""
+    return _PATTERN.sub(r"\\\g<0>", uri)
 
 
 def settings(spark: SparkSession, prefixes: Sequence[str]) -> dict[str, str]:

@@ -11,20 +11,32 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from pyspark.errors import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from nsfw_spark.options import JobOptions
+from nsfw_spark.readers.chunk import MOST_BYTES
+from nsfw_spark.self_check import SelfCheck
 from nsfw_spark.spark import filtered, schema, tables, versions
-from nsfw_spark.spark.checkpoints import find_checkpoint, last_batch
+from nsfw_spark.spark.checkpoints import (
+    check_still_there,
+    checkpoint_id,
+    find_checkpoint,
+    last_accounted_batch,
+    last_batch,
+)
+from nsfw_spark.spark.damage import check_holds
+from nsfw_spark.spark.faults import is_of_a_file, reason
 from nsfw_spark.spark.interrupted import account_for_rescoring
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import OBSERVATION, Counts, counting_columns, follow
 from nsfw_spark.spark.reconcile import account_for_skipped
 from nsfw_spark.spark.rescore import check_comparable, prune, rescore_changed
 from nsfw_spark.spark.scoring import ImageScoring, VectorScoring, score_listed
-from nsfw_spark.spark.sources import DeltaImages, Limit, Source, check_ids
+from nsfw_spark.spark.self_check import ask_executor
+from nsfw_spark.spark.sources import DeltaImages, Limit, ListedFiles, Source, check_ids
 from nsfw_spark.spark.summary import count_run
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 from nsfw_spark.spark.udf import model_columns
@@ -68,34 +80,59 @@ class ScoringJob:
     def score_new(self, target: Output, *, generation: str | None = None) -> tuple[Counts, str]:
         """Append to a target's image_scores what its checkpoint has not seen; return that too."""
         spark, source, scoring, columns = self.spark, self.source, self.scoring, self._columns()
-        tables.check_output(spark, target, columns, scoring.card.name, scoring.fingerprint)
+        tables.check_output(spark, target, columns, scoring.name, scoring.fingerprint)
         filtered.check_filter(spark, target, self.policy, columns)
         if generation is None:
             generation = versions.generation(spark, target)
         checkpoint = find_checkpoint(spark, target, source, generation)
-        tables.ensure_image_scores(spark, target, columns, scoring.card.name, scoring.fingerprint)
-        listed = source.stream(self.limit)
-        counted = self._scored(listed, columns).observe(OBSERVATION, *counting_columns(self.policy))
-        rows = self._with_model(counted).select(columns.names)
-        counts = _write(rows, target, checkpoint, self.origin())
+        check_holds(spark, target, checkpoint)
+        known, name, fingerprint = self._self_check(target), scoring.name, scoring.fingerprint
+        tables.ensure_image_scores(spark, target, columns, name, fingerprint, self_check=known)
+        counts = self._stream(target, checkpoint, columns)
         counts += Counts(images=self._account_for_skipped(target, checkpoint, counts))
         if isinstance(source, DeltaImages) and source.has_changed():
             counts = self._score_left_over(source, target, columns, counts)
         return counts, checkpoint
+
+    def _stream(self, target: Output, checkpoint: str, columns: StructType) -> Counts:
+        """Append what is new, micro-batch by micro-batch; return what that was.
+
+        A file that a store does not give out, however often Spark tries its task, is passed over, so that it
+        costs its own row and not the job: `reconcile` finds it.
+        """
+        source = self.source
+
+        def write(listed: DataFrame) -> Counts:
+            scored = self._scored(listed, columns, target)
+            counted = scored.observe(OBSERVATION, *counting_columns(self.policy))
+            rows = self._with_model(counted).select(columns.names)
+            return _write(rows, target, checkpoint, self.origin())
+
+        try:
+            return write(source.stream(self.limit))
+        except StreamingQueryException as error:
+            if not isinstance(source, ListedFiles) or source.file_column is None:
+                raise  # nobody would know which files were passed over
+            if not is_of_a_file(error, source.uri):
+                raise
+            sys.stderr.write(f"nsfw-spark: going on without what cannot be read: {reason(error)}\n")
+        counts = write(source.stream_without_unreadable(self.limit))
+        return count_run(self.spark, target, self.run_id, self.policy, counts.stages)
 
     def _score_left_over(
         self, source: DeltaImages, target: Output, columns: StructType, counts: Counts
     ) -> Counts:
         """Append what the stream of a changed Delta table passed over; return the counts with these."""
         listed = source.left_over(self.spark.table(target.name(IMAGE_SCORES)))
-        rows = self._with_model(self._scored(listed, columns)).select(columns.names)
+        rows = self._with_model(self._scored(listed, columns, target)).select(columns.names)
         writer = rows.writeTo(target.name(IMAGE_SCORES))
         writer.option("userMetadata", json.dumps(self.origin())).append()
         return count_run(self.spark, target, self.run_id, self.policy, counts.stages)
 
     def _account_for_skipped(self, target: Output, checkpoint: str, counts: Counts) -> int:
         """Add a row for each file that Spark listed and passed over; return how many."""
-        before = tables.last_accounted_batch(self.spark, self.output, checkpoint.rpartition("/")[2])
+        check_still_there(self.spark, checkpoint)
+        before = last_accounted_batch(self.spark, self.output, self.checkpoint_column(checkpoint))
         if self.source.file_column is None or before >= last_batch(self.spark, checkpoint):
             return 0
         return account_for_skipped(
@@ -104,6 +141,7 @@ class ScoringJob:
             checkpoint,
             self.source.file_column,
             after_batch=before,
+            max_bytes=min(self.options.max_bytes, MOST_BYTES),
             num_rows=counts.images,
             row=self.model_columns(),
             user_metadata=json.dumps(self.origin()),
@@ -131,7 +169,7 @@ class ScoringJob:
             ours = self._columns()
 
             def score(listed: DataFrame) -> DataFrame:
-                known = self._with_model(self._scored(listed, ours)).select(ours.names)
+                known = self._with_model(self._scored(listed, ours, self.output)).select(ours.names)
                 absent = [field for field in columns if field.name not in ours.names]
                 nulls = {field.name: F.lit(None).cast(field.dataType) for field in absent}
                 return known.withColumns(nulls).select(columns.names)
@@ -145,16 +183,32 @@ class ScoringJob:
 
     def _columns(self) -> StructType:
         """Return the columns of image_scores that this source and these options ask for."""
-        return schema.image_scores(self.source.columns, keep_content=self.options.keep_content)
+        scores, keep_content = self.scoring.scores, self.options.keep_content
+        return schema.image_scores(self.source.columns, scores, keep_content=keep_content)
 
-    def _scored(self, listed: DataFrame, columns: StructType) -> DataFrame:
-        """Return those columns of image_scores that the executors fill, and the stages."""
+    def _self_check(self, target: Output) -> SelfCheck | None:
+        """Return what the model of a target's rows made of the built-in test image.
+
+        Where there are none yet, an executor says what its model makes of it; all others must agree.
+        """
+        known = tables.self_check(self.spark, target)
+        if known is not None or isinstance(self.scoring, VectorScoring):
+            return known
+        return ask_executor(self.spark, self.scoring.spec, self.scoring.fingerprint)
+
+    def _scored(self, listed: DataFrame, columns: StructType, target: Output) -> DataFrame:
+        """Return those columns of a target's image_scores that the executors fill, and the stages."""
         theirs = [field for field in columns if field.name not in schema.MODEL.names]
         result = StructType([*theirs, schema.STAGES])
-        return score_listed(listed, self.source.reader, self.scoring, result)
+        scoring = self.scoring.expecting(tables.self_check(self.spark, target))
+        return score_listed(listed, self.source.reader, scoring, result)
 
     def _with_model(self, scored: DataFrame) -> DataFrame:
-        return scored.withColumns(model_columns(self.scoring.card, self.scoring.fingerprint, self.run_id))
+        return scored.withColumns(model_columns(self.scoring.name, self.scoring.fingerprint, self.run_id))
+
+    def checkpoint_column(self, checkpoint: str) -> str:
+        """Return what `runs` says of a checkpoint: its name, and which of that name it was."""
+        return f"{checkpoint.rpartition('/')[2]} {checkpoint_id(self.spark, checkpoint)}"
 
     def origin(self) -> dict[str, str]:
         """Return what `runs` says of this run even if it does not live to say so: part of each commit."""
@@ -163,7 +217,7 @@ class ScoringJob:
     def model_columns(self) -> dict[str, Any]:
         """Return the values of `schema.MODEL` for rows that no executor made."""
         return {
-            "model": self.scoring.card.name,
+            "model": self.scoring.name,
             "model_fingerprint": self.scoring.fingerprint,
             "run_id": self.run_id,
             "scored_at": datetime.now(UTC),
@@ -180,6 +234,10 @@ def _write(scored: DataFrame, output: Output, checkpoint: str, origin: dict[str,
         .option("userMetadata", json.dumps(origin))
         .trigger(availableNow=True)
     )
-    if output.is_schema:
-        return follow(writer.toTable(output.name(IMAGE_SCORES)))
-    return follow(writer.start(output.path(IMAGE_SCORES)))
+    name = output.name(IMAGE_SCORES)
+    query = writer.toTable(name) if output.is_schema else writer.start(output.path(IMAGE_SCORES))
+    try:
+        return follow(query)
+    except StreamingQueryException:
+        check_still_there(scored.sparkSession, checkpoint)
+        raise

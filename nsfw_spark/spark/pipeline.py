@@ -15,14 +15,17 @@ from nsfw_spark.options import JobOptions
 from nsfw_spark.spark import filtered, tables
 from nsfw_spark.spark.checkpoints import last_batch
 from nsfw_spark.spark.content import Contents, open_contents
+from nsfw_spark.spark.damage import check_readable
+from nsfw_spark.spark.faults import explained
 from nsfw_spark.spark.gpu import num_visible_gpus
 from nsfw_spark.spark.interrupted import account_for_interrupted
 from nsfw_spark.spark.job import ScoringJob
 from nsfw_spark.spark.lock import one_run_at_a_time
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import Counts
+from nsfw_spark.spark.schema import SCORE
 from nsfw_spark.spark.scoring import ImageScoring, VectorScoring, choose_scoring
-from nsfw_spark.spark.session import executor_cores, get_session, num_slots
+from nsfw_spark.spark.session import get_session, num_slots
 from nsfw_spark.spark.sources import Limit, Source, SourceOptions, open_source
 from nsfw_spark.spark.summary import Clock, Summary, count_tables, finish_run
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output
@@ -44,22 +47,25 @@ def run_job(options: JobOptions, *, with_filter: bool = True) -> Summary:
     Raises:
         ConfigError: An option or the model card is wrong, or the weights are random.
         InputError: The input is missing or empty.
-        TableError: The output belongs to something else, or another run is writing to it.
+        StorageError: What the work lies on failed: no space, no permission, a deleted checkpoint.
+        TableError: The output belongs to something else or is damaged, or another run is writing to it.
         WeightsError: Weights absent, or not the ones that the card pins.
     """
     _check_options(options)
     policy = Policy.of(options)
     scoring = choose_scoring(options)
     spark = get_session()
-    scoring = scoring.on_executors_with(executor_cores(spark))
-    source = open_source(spark, _source_options(options, scoring))
+    scoring = scoring.on_executors_of(spark)
     output = Output.of(options)
-    contents = _contents(spark, options, source) if with_filter else None
-    limit, command = _limit(spark, options, scoring), "run" if with_filter else "score"
-    job = ScoringJob(spark, options, source, scoring, policy, output, limit, new_run_id(), command)
-    job.check()
-    with one_run_at_a_time(spark, output):
-        return _run(job, contents)
+    with explained(spark, output):
+        source = open_source(spark, _source_options(options, scoring))
+        contents = _contents(spark, options, source) if with_filter else None
+        limit, command = _limit(spark, options, scoring), "run" if with_filter else "score"
+        job = ScoringJob(spark, options, source, scoring, policy, output, limit, new_run_id(), command)
+        check_readable(spark, output)
+        job.check()
+        with one_run_at_a_time(spark, output):
+            return _run(job, contents)
 
 
 def filter_job(options: JobOptions) -> Summary:
@@ -67,10 +73,18 @@ def filter_job(options: JobOptions) -> Summary:
 
     Raises:
         ConfigError: The policy cannot be applied, or lets an image without a score pass.
-        TableError: There is no image_scores, or it is not this project's.
+        StorageError: What the work lies on failed: no space, no permission.
+        TableError: There is no image_scores, or it is damaged, or not this project's.
     """
     policy, spark = Policy.of(options), get_session()
-    clock, output = Clock(), Output.of(options)
+    output = Output.of(options)
+    with explained(spark, output):
+        check_readable(spark, output)
+        return _filter(spark, options, output, policy)
+
+
+def _filter(spark: SparkSession, options: JobOptions, output: Output, policy: Policy) -> Summary:
+    clock = Clock()
     if not output.exists(spark, IMAGE_SCORES):
         raise TableError(
             f"there is no table {output.name(IMAGE_SCORES)} to filter. First: "
@@ -108,11 +122,12 @@ def _run(job: ScoringJob, contents: Contents | None) -> Summary:
     run = {
         **job.model_columns(),
         **job.origin(),
-        "checkpoint": checkpoint.rpartition("/")[2],
+        "checkpoint": job.checkpoint_column(checkpoint),
         "last_batch": last_batch(spark, checkpoint),
         "score_seconds": score_seconds,
         **{name: getattr(counts.stages, name) for name in _STAGES_OF_RUN},
         "normalized": int(counts.stages.normalized),
+        "second": None if job.options.second is None else int(counts.stages.second),
         "threshold": job.policy.threshold if with_filter else None,
         "policy": job.policy.text if with_filter else None,
     }
@@ -138,7 +153,9 @@ def _source_options(options: JobOptions, scoring: ImageScoring | VectorScoring) 
         options.content_column,
         options.id_column,
         options.carry,
+        options.max_bytes,
         scoring.card.encoder.embedding_dim,
+        tuple(column for column in scoring.scores.names if column not in SCORE.names),
     )
 
 
@@ -158,7 +175,9 @@ def _limit(spark: SparkSession, options: JobOptions, scoring: ImageScoring | Vec
         return Limit(slots * _VECTORS_PER_SECOND * _MICRO_BATCH_SECONDS)
     gpus_a_task = float(spark.conf.get("spark.task.resource.gpu.amount", "0") or 0)
     num_gpus = 0.0 if options.device == "cpu" else slots * gpus_a_task or num_visible_gpus()
-    cost = scoring.card.seconds_per_image
-    scored = num_gpus / cost.cuda if num_gpus else slots / cost.cpu
+    costs = [model.card.seconds_per_image for model in scoring.spec.models]
+    # Of a cascade the second model sees few images, nobody knows how few: reckoned with is a fifth.
+    seconds = sum((cost.cuda if num_gpus else cost.cpu) / 5**i for i, cost in enumerate(costs))
+    scored = (num_gpus or slots) / seconds
     per_second = min(scored, slots * _DECODES_PER_SECOND)
     return Limit(max(64, round(per_second * _MICRO_BATCH_SECONDS)))

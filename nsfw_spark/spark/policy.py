@@ -23,6 +23,7 @@ from pyspark.sql.types import BooleanType, StructField, StructType
 
 from nsfw_spark.errors import ConfigError, Status
 from nsfw_spark.options import JobOptions
+from nsfw_spark.spark.schema import is_score
 
 _EXPECTED: Final = "expected one SQL expression that is true for safe images, like nsfw_score < 0.3"
 _GAP: Final = re.compile(
@@ -33,6 +34,8 @@ _GAP: Final = re.compile(
 """White space and `--` comments, but not those inside quotes."""
 _SUBQUERIES: Final = {"Exists", "InSubquery", "ListQuery", "ScalarSubquery"}
 _CLOCKS: Final = {"LocalTimestamp", "Now"}  # besides Current…: Spark calls them deterministic
+_BUILT_IN: Final = "org.apache.spark.sql.catalyst.expressions."  # where Spark's own functions are
+_CODE: Final = {"PythonUDF", "ScalaUDF", "ApplyFunctionExpression"}  # there too, and run what others wrote
 _SHOWN: Final = 3
 
 
@@ -116,7 +119,8 @@ def check_policy(policy: Policy, scores: DataFrame) -> None:
 
     Raises:
         ConfigError: Not SQL, not on these columns, not a condition, not the same each time, more than one
-            row at a time; or an image without a score would pass but for `status = 'ok'`.
+            row at a time, other people's functions; or an image without a score would pass but for
+            `status = 'ok'`.
     """
     if policy.threshold is not None:
         return
@@ -134,13 +138,32 @@ def _check_expression(policy: Policy, scores: DataFrame) -> None:
         types = ", ".join(value.dataType.simpleString() for value in values)
         raise policy.error(f"its value is {types}, not boolean")
     # As a filter, Spark itself refuses aggregates, windows and generators.
-    plan = scores.filter(F.expr(policy.text))._jdf.queryExecution().analyzed()  # noqa: SLF001
+    plan = _analyzed(scores.filter(F.expr(policy.text)))
+    if plan.getClass().getSimpleName() != "Filter" or not plan.child().sameResult(_analyzed(scores)):
+        raise policy.error("it is more than an expression on one row")  # a function that is itself a query
     for node in _nodes(plan.condition()):
-        name = node.getClass().getSimpleName()
-        if name in _SUBQUERIES:
-            raise policy.error("it has a subquery")
-        if name.startswith("Current") or name in _CLOCKS or not node.deterministic():
-            raise policy.error(f"{node.sql()} is not the same each time")
+        if problem := _problem(node):
+            raise policy.error(problem)
+
+
+def _analyzed(frame: DataFrame) -> Any:  # noqa: ANN401 - a LogicalPlan of Spark's, in Java
+    return frame._jdf.queryExecution().analyzed()  # noqa: SLF001
+
+
+def _problem(node: Any) -> str | None:  # noqa: ANN401 - an Expression of Spark's, in Java
+    """Say why an expression has no place in a policy, which reads one row, the same way each time."""
+    kind, name = node.getClass().getName(), node.getClass().getSimpleName()
+    if name in _SUBQUERIES:
+        return "it has a subquery"
+    if name in _CODE or not kind.startswith(_BUILT_IN):
+        return f"{node.sql()} is none of Spark's own functions"
+    if name == "CallMethodViaReflection":
+        return f"{node.sql()} calls Java"
+    if name == "RaiseError":
+        return "it may end the job with an error; expected false in its place"
+    if name.startswith("Current") or name in _CLOCKS or not node.deterministic():
+        return f"{node.sql()} is not the same each time"
+    return None
 
 
 def _nodes(expression: Any) -> Iterator[Any]:  # noqa: ANN401 - an Expression of Spark's, in Java
@@ -174,7 +197,7 @@ def _unscored_value(column: StructField, status: str, size: int) -> Any:  # noqa
         return status
     if column.name == "error":
         return "why"
-    if column.name in ("image_id", "nsfw_score", "class_scores", "embedding"):
+    if column.name == "image_id" or is_score(column):
         return None
     return _VALUES.get(column.dataType.typeName(), (None, None, None))[size]
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
-from pyspark.errors import StreamingQueryException
+from pyspark.errors import PySparkException, StreamingQueryException
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from nsfw_spark import errors
-from nsfw_spark.scorer import Stages
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.schema import STAGES
+from nsfw_spark.stages import Stages
 
 OBSERVATION: Final = "images"
 _POLL_SECONDS: Final = 0.5
@@ -113,7 +113,7 @@ def _wait(query: StreamingQuery) -> bool:
     try:
         return bool(query.awaitTermination(_POLL_SECONDS))  # type: ignore[arg-type]
     except StreamingQueryException as error:
-        raise _from_executor(error) from error
+        raise from_executor(error) from error
 
 
 @contextmanager
@@ -155,9 +155,11 @@ def _limits(stages: Stages) -> str:
     )
 
 
-def _from_executor(error: StreamingQueryException) -> Exception:
+def from_executor(error: PySparkException) -> Exception:
     """Return the project's own error that a task raised, or the error itself."""
-    raised = re.search(r"nsfw_spark\.errors\.(\w+Error): (.*)", str(error))
+    # Of a task that was writing rows, the message does not say what it raised; the chain of causes does.
+    said = f"{error}\n{getattr(error, '_stackTrace', '')}"
+    raised = re.search(r"nsfw_spark\.errors\.(\w+Error): (.*)", said)
     if raised is None:
         return error
     return getattr(errors, raised[1], errors.NsfwSparkError)(raised[2])

@@ -1,28 +1,31 @@
 """Accounts for the files that Spark listed and then passed over.
 
-Spark's file sources drop empty files without a word, and files that vanish between listing and reading.
-Here no image is lost: the stream's own log says which files each micro-batch held, and each of them that
-has no row in image_scores after the stream ended gets one, with the reason.
+Spark's file sources drop empty files without a word, and files that vanish between listing and reading; where
+the job goes on without them, also such as a store does not give out. Files of a store that are too long it is
+not asked for. Here no image is lost: the stream's own log says which files each micro-batch held, and each of
+them that has no row in image_scores after the stream ended gets one, with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
+from nsfw_spark.decode import too_long
 from nsfw_spark.errors import ImageError
 from nsfw_spark.spark.checkpoints import listed_files_log
-from nsfw_spark.spark.hadoop import file_system
+from nsfw_spark.spark.chunks import in_chunks
+from nsfw_spark.spark.faults import reason
+from nsfw_spark.spark.hadoop import file_system, literally
 from nsfw_spark.spark.schema import IMAGE_ID
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 
-_ROWS_AT_ONCE: Final = 10_000  # rows that the driver holds
+_ROWS_AT_ONCE: Final = 10_000  # that the driver holds, and that one commit adds
 
 
 def account_for_skipped(  # noqa: PLR0913 - all but the first four are keywords
@@ -32,6 +35,7 @@ def account_for_skipped(  # noqa: PLR0913 - all but the first four are keywords
     file_column: str,
     *,
     after_batch: int,
+    max_bytes: int,
     num_rows: int,
     row: dict[str, Any],
     user_metadata: str,
@@ -44,6 +48,7 @@ def account_for_skipped(  # noqa: PLR0913 - all but the first four are keywords
         checkpoint: Of the stream over the files.
         file_column: Column of image_scores with the file that a row is from.
         after_batch: Micro-batches up to this one were accounted for by an earlier run.
+        max_bytes: Of a file; longer ones were not to be read.
         num_rows: Rows that the stream has just written; where a file is one row, as many as it listed means
             that none was passed over.
         row: The values of `schema.MODEL` for the new rows.
@@ -59,11 +64,14 @@ def account_for_skipped(  # noqa: PLR0913 - all but the first four are keywords
         return 0
     skipped = listed.join(scores.select(F.col(file_column).alias("file")), "file", "left_anti")
     num_added = 0
-    for files in _chunks(skipped):
-        problems = [{"image_id": file, file_column: file, **_why(spark, file)} for file in files]
+    for chunk in in_chunks(skipped, _ROWS_AT_ONCE):
+        found = {row.file: _status(spark, row.file) for row in chunk}
         if not is_file_a_row:  # a table file may well hold no row
-            problems = [problem for problem in problems if not problem["length"]]
-        rows = [{**row, **problem} for problem in problems]
+            found = {file: status for file, status in found.items() if not (status.length or 0)}
+        rows = [
+            {**row, "image_id": file, file_column: file, **_why(status, max_bytes)}
+            for file, status in found.items()
+        ]
         if rows:
             writer = _frame(spark, rows, scores.schema).writeTo(output.name(IMAGE_SCORES))
             writer.option("userMetadata", user_metadata).append()
@@ -73,7 +81,7 @@ def account_for_skipped(  # noqa: PLR0913 - all but the first four are keywords
 
 def _listed(spark: SparkSession, checkpoint: str, after_batch: int) -> DataFrame:
     """Return each `file` in the stream's log, whose lines are `v1` and then JSON."""
-    entries = spark.read.schema("path string, batchId long").json(listed_files_log(checkpoint))
+    entries = spark.read.schema("path string, batchId long").json(literally(listed_files_log(checkpoint)))
     # The log holds encoded URIs, image_id Hadoop's paths. Unlike the encoding of web forms, that of URIs
     # leaves a plus sign as it is; and where there is no host, Hadoop writes one slash for three.
     decoded = F.url_decode(F.replace(F.col("path"), F.lit("+"), F.lit("%2B")))
@@ -82,32 +90,41 @@ def _listed(spark: SparkSession, checkpoint: str, after_batch: int) -> DataFrame
     return new.select(file.alias("file")).distinct()
 
 
-def _why(spark: SparkSession, file: str) -> dict[str, Any]:
-    """Return what a row says of a file that Spark passed over."""
+class _Status(NamedTuple):
+    """What a file system says of a file now."""
+
+    length: int | None = None
+    """Bytes; None: it is gone, or the file system does not say."""
+    modified: datetime | None = None
+    problem: str = ""
+
+
+def _status(spark: SparkSession, file: str) -> _Status:
     files, path = file_system(spark, file)
     try:
         found = files.getFileStatus(path)
-        length = int(found.getLen())
-    except Py4JJavaError:
-        error = ImageError("missing", "the file was listed and was gone when it was to be read")
-        return {"status": error.status, "error": error.message, "length": None}
-    error = ImageError("undecodable", "the file is empty (0 bytes)")
-    if length:
-        error = ImageError("missing", f"the file was listed and not read; now it has {length} bytes")
+    except Py4JJavaError as error:
+        if str(error.java_exception.getClass().getSimpleName()) == "FileNotFoundException":
+            return _Status(problem="was gone when it was to be read")
+        return _Status(problem=f"could not be read ({reason(error)})")
     modified = datetime.fromtimestamp(found.getModificationTime() / 1000, UTC)
+    return _Status(int(found.getLen()), modified)
+
+
+def _why(found: _Status, max_bytes: int) -> dict[str, Any]:
+    """Return what a row says of a file that Spark passed over."""
+    length = found.length
+    if length is None:
+        error = ImageError("missing", f"the file was listed and {found.problem}")
+    elif length == 0:
+        error = ImageError("undecodable", "the file is empty (0 bytes)")
+    elif length > max_bytes:
+        error = too_long(length, max_bytes)
+    else:
+        error = ImageError("missing", f"the file was listed and could not be read; now it has {length} bytes")
+        length = None  # of what was not read: so `--rescore changed` tries it again
     row = {"status": error.status, "error": error.message, "length": length}
-    return {**row, "modification_time": modified}
-
-
-def _chunks(files: DataFrame) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    for row in files.toLocalIterator():
-        chunk.append(row.file)
-        if len(chunk) == _ROWS_AT_ONCE:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+    return {**row, "modification_time": found.modified}
 
 
 def _frame(spark: SparkSession, rows: list[dict[str, Any]], columns: StructType) -> DataFrame:

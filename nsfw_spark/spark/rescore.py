@@ -6,15 +6,15 @@ file that was deleted stays. What is here compares the files that are there with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from typing import Final
 
 from delta import DeltaTable
-from pyspark.sql import Column, DataFrame, Row, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from nsfw_spark.errors import ConfigError
+from nsfw_spark.spark.chunks import in_chunks
 from nsfw_spark.spark.hadoop import exists
 from nsfw_spark.spark.sources import ListedFiles, Source
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output
@@ -39,10 +39,14 @@ def check_comparable(source: Source, option: str) -> ListedFiles:
 def changed_files(spark: SparkSession, output: Output, source: ListedFiles) -> DataFrame:
     """Return those files whose modification time or length is not that of their rows, or that have none.
 
+    And those that could not be read, or not to their end, which might be otherwise now.
+
     Returns:
         `path`, `modificationTime` and `length` of each.
     """
     rows = _rows_of_files(spark, output, source)
+    unread = rows.filter((F.col("status") == "missing") & (F.col("image_id") == F.col("file"))).select("file")
+    rows = rows.join(unread, "file", "left_anti")
     listed = source.listing()
     is_same = rows["modification_time"].eqNullSafe(listed["modificationTime"])
     if source.file_column == "image_id":
@@ -70,7 +74,7 @@ def rescore_changed(
         How many files that were. A thousand are replaced in one commit; a killed job goes on after them.
     """
     num_changed = 0
-    for files in _chunks(changed_files(spark, output, source)):
+    for files in in_chunks(changed_files(spark, output, source), _FILES_AT_ONCE):
         listed = source.listed_again(files)
         names = [file.path for file in files]
         writer = score(listed).writeTo(output.name(IMAGE_SCORES)).option("userMetadata", user_metadata)
@@ -86,7 +90,8 @@ def prune(spark: SparkSession, output: Output, source: ListedFiles) -> int:
     gone = rows.join(there, "file", "left_anti").select("file", "image_id", "length")
     # Spark lists no empty files: these are looked up one by one.
     maybe_empty = gone.filter(F.coalesce("length", F.lit(0)) == 0).select("file").distinct()
-    empty = [row.file for row in maybe_empty.toLocalIterator() if exists(spark, row.file)]
+    chunks = in_chunks(maybe_empty, _FILES_AT_ONCE)
+    empty = [row.file for chunk in chunks for row in chunk if exists(spark, row.file)]
     gone = gone.filter(~F.col("file").isin(empty)).select("image_id").distinct().persist()
     num_gone = gone.count()
     if num_gone:
@@ -105,9 +110,3 @@ def _rows_of_files(spark: SparkSession, output: Output, source: ListedFiles) -> 
     file = _file(source)
     of_source = file.startswith(f"{source.uri}/") | (file == source.uri)
     return spark.table(output.name(IMAGE_SCORES)).filter(of_source).withColumn("file", file)
-
-
-def _chunks(files: DataFrame) -> Iterator[list[Row]]:
-    rows = files.toLocalIterator()
-    while some := list(islice(rows, _FILES_AT_ONCE)):
-        yield some

@@ -6,6 +6,7 @@ The README's table, the UDF's result and the Delta tables all follow these; a te
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Final
 
 import pyarrow as pa
@@ -45,9 +46,11 @@ SCORE: Final = StructType(
         _column("nsfw_score", FloatType(), "0 (safe) to 1 (not safe for work); null unless ok"),
         _column("class_scores", MapType(StringType(), FloatType()), "for models with classes; else null"),
         _column("embedding", ArrayType(FloatType()), "of length 1; null unless ok or the model has none"),
+        _column("frames_scored", IntegerType(), "frames or pages whose views count; null unless --strict"),
+        _column("scored_view", StringType(), "the view that the scores are of; null unless --strict"),
     ]
 )
-"""What the UDF returns for one image."""
+"""What the UDF returns for one image, besides `other_scores`."""
 
 MODEL: Final = StructType(
     [
@@ -67,7 +70,7 @@ SOURCE_FILE: Final = _column(
 )
 """What sources know besides whose files hold many images."""
 
-STAGES: Final = _column("_stages", ArrayType(DoubleType()), "fields of scorer.Stages, of a few rows")
+STAGES: Final = _column("_stages", ArrayType(DoubleType()), "fields of stages.Stages, of a few rows")
 """Travels with the rows to where they are counted, and is dropped before they are written."""
 
 CONTENT: Final = _column("content", BinaryType(), "the encoded image")
@@ -86,7 +89,7 @@ RUNS: Final = StructType(
         _column("batch_fill", DoubleType(), "0 to 1: how full the forward passes were; null without any"),
         _column("normalized", LongType(), "embeddings of the input that were not of unit length"),
         _column("input", StringType(), "where the images came from"),
-        _column("checkpoint", StringType(), "name of what Spark remembers of this input"),
+        _column("checkpoint", StringType(), "name and id of what Spark remembers of this input"),
         _column("outcome", StringType(), "done, or interrupted: then a later run wrote this row"),
         _column("last_batch", LongType(), "last micro-batch of this input, all of whose files have rows"),
         _column("images", LongType(), "rows that this run added to image_scores"),
@@ -94,6 +97,7 @@ RUNS: Final = StructType(
         _column("safe", LongType(), "of these, in safe_images"),
         _column("flagged", LongType(), "of these, in flagged_images"),
         _column("quarantined", LongType(), "of these, in quarantined_images"),
+        _column("second", LongType(), "of these, seen by the second model; null without a cascade"),
         _column("image_scores_version", LongType(), "of image_scores, when this row was written"),
         _column("threshold", DoubleType(), "safe if nsfw_score is below; null under a policy file"),
         _column("policy", StringType(), "SQL, true for safe images; null where nothing was filtered"),
@@ -105,16 +109,52 @@ RUNS: Final = StructType(
 """One row a run."""
 
 
-def image_scores(source: StructType, *, keep_content: bool) -> StructType:
+CASCADE: Final = StructType(
+    [
+        _column("first_score", FloatType(), "of a cascade's first model; null unless ok"),
+        _column("second_score", FloatType(), "of its second model, where that was asked; null unless ok"),
+        _column("decided_by", StringType(), "name of the model whose score nsfw_score is; null unless ok"),
+    ]
+)
+"""What is known of an image besides, where two models score."""
+
+
+def scores(heads: Iterable[str] = (), *, is_cascade: bool = False) -> StructType:
+    """Return the columns that scoring one image gives.
+
+    Args:
+        heads: The model's other heads.
+        is_cascade: Whether a second model looks at some images.
+    """
+    return StructType([*SCORE.fields, *other_scores(heads), *(CASCADE.fields if is_cascade else [])])
+
+
+def other_scores(heads: Iterable[str]) -> list[StructField]:
+    """Return the columns of a model's other heads: aesthetic_score for `aesthetic`."""
+    return [
+        _column(f"{head}_score", FloatType(), f"of the model's head {head}; null unless ok") for head in heads
+    ]
+
+
+def is_score(column: StructField) -> bool:
+    """Whether a column of image_scores is null unless the image is ok."""
+    (as_of_head,) = other_scores([column.name.removesuffix("_score")])
+    is_of_head = (as_of_head.name, as_of_head.metadata) == (column.name, column.metadata)
+    ours = ("nsfw_score", "class_scores", "embedding")
+    return is_of_head or column.name in ours or column in CASCADE.fields
+
+
+def image_scores(source: StructType, scores: StructType = SCORE, *, keep_content: bool) -> StructType:
     """Return the columns of `image_scores` and of the three filtered tables.
 
     Args:
         source: What the source gives: `image_id`, and what it carries along.
+        scores: What scoring gives: `scores`.
         keep_content: Whether the encoded images are kept.
     """
     image_id, *carried = source.fields
     content = [CONTENT] if keep_content else []
-    return StructType([image_id, *SCORE.fields, *MODEL.fields, *carried, *content])
+    return StructType([image_id, *scores.fields, *MODEL.fields, *carried, *content])
 
 
 def is_ours(name: str) -> bool:

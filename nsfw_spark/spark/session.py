@@ -152,6 +152,15 @@ def executor_cores(session: SparkSession) -> int | None:
     return num_slots(session) if master.startswith("local[") else None
 
 
+def tries_once(session: SparkSession) -> bool:
+    """Whether the first failure of a task is the end of its job; False where it is not known."""
+    master = session.conf.get("spark.master", None) or ""
+    if master == "local" or master.startswith("local["):
+        _, _, max_failures = master.removeprefix("local[").removesuffix("]").partition(",")
+        return int(max_failures or 1) == 1
+    return session.conf.get("spark.task.maxFailures", None) == "1"
+
+
 def check_memory(session: SparkSession) -> None:
     """Refuse a limit under which no model can be loaded.
 

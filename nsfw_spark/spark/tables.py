@@ -14,12 +14,12 @@ from typing import Any, Final, TypeVar
 
 from delta import DeltaTable
 from pyspark.errors import AnalysisException
-from pyspark.sql import SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import DataType, StructField, StructType
 
 from nsfw_spark.errors import TableError
 from nsfw_spark.options import JobOptions, absolute_uri, is_schema
+from nsfw_spark.self_check import SelfCheck
 from nsfw_spark.spark import schema
 from nsfw_spark.spark.hadoop import list_names
 
@@ -28,6 +28,7 @@ IMAGE_SCORES: Final = "image_scores"
 FILTERED: Final = ("safe_images", "flagged_images", "quarantined_images")
 RUNS: Final = "runs"
 PROPERTY: Final = "nsfw_spark.{}"  # of a table: what it was made with
+_SELF_CHECK: Final = "self_check"
 
 WELL_SIZED: Final = {
     # One file for what all tasks of a micro-batch write, up to 512 MB: 30 nights leave 30 files and not 150.
@@ -40,8 +41,9 @@ WELL_SIZED: Final = {
 
 _FOLLOWED: Final = {"delta.enableChangeDataFeed": "true"}  # filtered tables ask for what was added since
 _SCORE_RANGE: Final = "nsfw_score_in_range"
+_CONSTRAINT: Final = "delta.constraints.{}"  # property in which Delta keeps a constraint, with such spaces
 # Delta takes null for a violation. NaN is one too: to Spark it is more than any number.
-_CONSTRAINTS: Final = {_SCORE_RANGE: "nsfw_score IS NULL OR (nsfw_score >= 0 AND nsfw_score <= 1)"}
+_CONSTRAINTS: Final = {_SCORE_RANGE: "nsfw_score IS NULL OR ( nsfw_score >= 0 AND nsfw_score <= 1 )"}
 _NOT_IN_NAMES: Final = " ,;{}()\n\t="  # Delta refuses them, as Parquet once did
 
 
@@ -104,13 +106,14 @@ def check_output(
         raise TableError(
             f"{output.name(IMAGE_SCORES)} holds scores of {found['model']} with the fingerprint "
             f"{found['model_fingerprint']}; this run would add scores of {model} with the fingerprint "
-            f"{fingerprint}, which do not compare. Choose another --output, or the model of the table"
+            f"{fingerprint}, which do not compare. Choose another --output, the table's own model (with "
+            "--strict if its fingerprint ends so), or --rescore all"
         )
     _missing_columns(spark, output, columns)
 
 
 def properties(spark: SparkSession, output: Output) -> dict[str, str]:
-    """Return what `image_scores` says of itself: `model`, `model_fingerprint`.
+    """Return what `image_scores` says of itself: `model`, `model_fingerprint`, `self_check`.
 
     Raises:
         TableError: Not a table of this project.
@@ -126,8 +129,22 @@ def properties(spark: SparkSession, output: Output) -> dict[str, str]:
     return found
 
 
+def self_check(spark: SparkSession, output: Output) -> SelfCheck | None:
+    """Return what the model of image_scores made of the built-in test image; None where that is not known."""
+    if not output.exists(spark, IMAGE_SCORES):
+        return None
+    found = properties(spark, output).get(_SELF_CHECK)
+    return None if found is None else SelfCheck.from_json(found)
+
+
 def ensure_image_scores(
-    spark: SparkSession, output: Output, columns: StructType, model: str, fingerprint: str
+    spark: SparkSession,
+    output: Output,
+    columns: StructType,
+    model: str,
+    fingerprint: str,
+    *,
+    self_check: SelfCheck | None = None,
 ) -> None:
     """Make `image_scores` what a run needs: there, with all its columns, properties and constraints.
 
@@ -140,21 +157,29 @@ def ensure_image_scores(
         columns: That the run will write.
         model: Name of the model card.
         fingerprint: The model's.
+        self_check: What it made of the built-in test image; written where the table does not say.
 
     Raises:
         TableError: A column is there with another type, or rows that are there violate a constraint.
     """
     name = output.name(IMAGE_SCORES)
     origin = {PROPERTY.format("model"): model, PROPERTY.format("model_fingerprint"): fingerprint}
-    _create(spark, output, IMAGE_SCORES, columns, {**origin, **_FOLLOWED, **WELL_SIZED})
+    wanted = {**_FOLLOWED, **WELL_SIZED}
+    if self_check is not None:
+        wanted[PROPERTY.format(_SELF_CHECK)] = self_check.as_json()
+    if not output.exists(spark, IMAGE_SCORES):
+        constraints = {_CONSTRAINT.format(name): condition for name, condition in _CONSTRAINTS.items()}
+        empty = spark.createDataFrame([], columns)
+        _create(output, IMAGE_SCORES, empty, {**origin, **wanted, **constraints})
+        return
     if missing := _missing_columns(spark, output, columns):
         spark.sql(f"ALTER TABLE {name} ADD COLUMNS ({StructType(missing).toDDL()})")
         names = ", ".join(field.name for field in missing)
         sys.stderr.write(f"{IMAGE_SCORES} has new columns, null in the rows that were there: {names}\n")
     settings = _settings(spark, name)
-    _set_missing(spark, name, settings, {**_FOLLOWED, **WELL_SIZED})
+    _set_missing(spark, name, settings, wanted)
     for constraint, condition in _CONSTRAINTS.items():
-        if f"delta.constraints.{constraint}" not in settings:
+        if _CONSTRAINT.format(constraint) not in settings:
             _constrain(spark, name, constraint, condition)
 
 
@@ -171,29 +196,23 @@ def append_runs(spark: SparkSession, output: Output, runs: Sequence[Mapping[str,
         output: Where the tables lie.
         runs: The values of `schema.RUNS`; absent ones are null, and `image_scores_version` is known here.
     """
-    _create(spark, output, RUNS, schema.RUNS, WELL_SIZED)
     version = last_version(spark, output, IMAGE_SCORES)
     rows = [
         [{"image_scores_version": version, **run}.get(name) for name in schema.RUNS.names] for run in runs
     ]
     frame = spark.createDataFrame(rows, schema.RUNS).coalesce(1)
+    if not output.exists(spark, RUNS):
+        _create(output, RUNS, frame, WELL_SIZED)
+        return
     # A table that an earlier version of this package made has fewer columns.
     frame.writeTo(output.name(RUNS)).option("mergeSchema", "true").append()
-
-
-def last_accounted_batch(spark: SparkSession, output: Output, checkpoint: str) -> int:
-    """Return the last micro-batch of a checkpoint, by its name, whose files all have rows; -1 for none."""
-    if not output.exists(spark, RUNS):
-        return -1
-    runs = spark.table(output.name(RUNS)).filter(F.col("checkpoint") == checkpoint)
-    found = runs.agg(F.max("last_batch").alias("last_batch")).first()
-    return -1 if found is None or found.last_batch is None else int(found.last_batch)
 
 
 def history(spark: SparkSession, output: Output, table: str) -> list[Any]:
     """Return the commits that the log still holds, newest first."""
     history = spark.sql(f"DESCRIBE HISTORY {output.name(table)}")
-    return list(history.select("version", "operation", "operationParameters", "userMetadata").collect())
+    columns = ("version", "timestamp", "operation", "operationParameters", "userMetadata")
+    return list(history.select(*columns).collect())
 
 
 def last_version(spark: SparkSession, output: Output, table: str) -> int | None:
@@ -210,12 +229,9 @@ def at_once(step: Callable[[str], T], names: Sequence[str]) -> list[T]:
         return list(threads.map(step, names))
 
 
-def _create(
-    spark: SparkSession, output: Output, table: str, columns: StructType, settings: Mapping[str, str]
-) -> None:
-    if output.exists(spark, table):
-        return
-    writer = spark.createDataFrame([], columns).writeTo(output.name(table)).using("delta")
+def _create(output: Output, table: str, rows: DataFrame, settings: Mapping[str, str]) -> None:
+    """Make a table of rows, or of none, in one commit."""
+    writer = rows.writeTo(output.name(table)).using("delta")
     for key, value in settings.items():
         writer = writer.tableProperty(key, value)
     if output.is_schema:

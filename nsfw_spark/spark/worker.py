@@ -8,61 +8,59 @@ script would be pickled with the UDF and begin empty in every task.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import lru_cache
-from typing import Final, Literal
 
 from pyspark import TaskContext
 
-from nsfw_spark.decode import DEFAULT_MAX_PIXELS
+from nsfw_spark.cascade import Cascade
+from nsfw_spark.decode import DecodeOptions
 from nsfw_spark.errors import WeightsError
 from nsfw_spark.host import HostedModel, HostSpec, HostUnavailableError
 from nsfw_spark.model import Model, ModelSpec, Predictor, load_model
-from nsfw_spark.model_card import ModelCard
 from nsfw_spark.scorer import Scorer
+from nsfw_spark.self_check import check_same
+from nsfw_spark.spark.decoding import task_decoder
+from nsfw_spark.spark.delivery import Delivery
 from nsfw_spark.spark.executor import this_executor
 from nsfw_spark.spark.gpu import task_device
-
-HOST_TIMEOUT_SECONDS: Final = 120.0
+from nsfw_spark.spark.scorer_spec import ScorerSpec
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ScorerSpec:
-    """All that it takes to have the same scorer in every task: small, picklable, comparable."""
-
-    model: ModelSpec
-    max_pixels: int = DEFAULT_MAX_PIXELS
-    """Width x height above which an image is `too_large`."""
-    host: Literal["auto", "off"] = "auto"
-    """`auto`: the model host, where child processes can start; `off`: a model in each Python worker."""
-    host_timeout_seconds: float = HOST_TIMEOUT_SECONDS
-    """Without a sign of life for so long, the model host counts as dead."""
-    host_threads: int | None = None
-    """Of the model host, where it computes on the CPU; None: all cores."""
-
-
 @contextmanager
-def task_scorer(spec: ScorerSpec, expected_fingerprint: str) -> Iterator[Scorer]:
+def task_scorer(spec: ScorerSpec, expected_fingerprint: str) -> Iterator[Scorer | Cascade]:
     """Yield the scorer for the current task.
 
     Args:
         spec: What to score with.
-        expected_fingerprint: The model's, as the driver computed it.
+        expected_fingerprint: Of the scores, as the driver computed it.
 
     Raises:
-        WeightsError: This executor's weights are not the driver's.
+        WeightsError: This executor's weights are absent, or not the driver's.
+        DeviceError: With the same weights, its scores are not those of the rows that are there.
     """
-    model = replace(spec.model, device=task_device(spec.model.device))
-    with _predictor(spec, model) as predictor:
-        check_fingerprint(predictor.fingerprint, expected_fingerprint, model.card)
-        yield Scorer(model.card, predictor, max_pixels=spec.max_pixels)
+    options = DecodeOptions(max_pixels=spec.max_pixels, max_bytes=spec.max_bytes, strict=spec.strict)
+    models = [_received(model, spec.delivery) for model in spec.models]
+    with ExitStack() as stack:
+        predictors = stack.enter_context(_predictors(spec, models))
+        found = spec.fingerprint([predictor.fingerprint for predictor in predictors])
+        check_fingerprint(found, expected_fingerprint, spec.name)
+        decoder = stack.enter_context(task_decoder(spec.decode_timeout_seconds, isolated=spec.isolated))
+        first, *second = (
+            Scorer(model.card, predictor, decoder=decoder, **options)
+            for model, predictor in zip(models, predictors, strict=True)
+        )
+        scorer = Cascade(first, second[0], *spec.band) if second else first
+        if spec.self_check is not None:
+            check_same(scorer.self_check, spec.self_check, spec.name)
+        yield scorer
 
 
-def check_fingerprint(found: str, expected: str, card: ModelCard) -> None:
+def check_fingerprint(found: str, expected: str, model: str) -> None:
     """Make sure that this executor has the driver's model.
 
     Raises:
@@ -70,27 +68,38 @@ def check_fingerprint(found: str, expected: str, card: ModelCard) -> None:
     """
     if found != expected:
         raise WeightsError(
-            f"this executor's {card.name} has the fingerprint {found}, the driver's {expected}: other "
+            f"this executor's {model} has the fingerprint {found}, the driver's {expected}: other "
             "weights lie here. Give all the same --model-dir, or empty this node's Hugging Face cache."
         )
 
 
+def _received(model: ModelSpec, delivery: Delivery) -> ModelSpec:
+    card, model_dir = delivery.received(model.card, model.model_dir)
+    return replace(model, card=card, model_dir=model_dir, device=task_device(model.device))
+
+
 @contextmanager
-def _predictor(spec: ScorerSpec, model: ModelSpec) -> Iterator[Predictor]:
-    if spec.host == "auto" and _can_be_hosted():
-        host = HostSpec(model, this_executor(), spec.host_threads, spec.host_timeout_seconds)
-        try:
-            hosted = HostedModel(host, _task_name())
-        except HostUnavailableError as error:
-            _give_up_hosting(error)
-        else:
-            with hosted:
-                yield hosted
-            return
-    yield _own_model(model)
+def _predictors(spec: ScorerSpec, models: Sequence[ModelSpec]) -> Iterator[Sequence[Predictor]]:
+    with ExitStack() as stack:
+        hosted: list[HostedModel] = []
+        if spec.host == "auto" and _can_be_hosted():
+            first, *second = models
+            host = HostSpec(
+                first,
+                this_executor(),
+                spec.host_threads,
+                spec.host_timeout_seconds,
+                second=second[0] if second else None,
+            )
+            try:
+                for place in range(len(models)):
+                    hosted.append(stack.enter_context(HostedModel(host, _task_name(), place)))  # noqa: PERF401
+            except HostUnavailableError as error:
+                _give_up_hosting(error)
+        yield hosted if len(hosted) == len(models) else [_own_model(model) for model in models]
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _own_model(spec: ModelSpec) -> Model:
     return load_model(spec)
 

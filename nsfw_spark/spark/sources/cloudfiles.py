@@ -7,6 +7,7 @@ import os
 from pyspark.sql import DataFrame, SparkSession
 
 from nsfw_spark.errors import ConfigError
+from nsfw_spark.spark.hadoop import literally
 from nsfw_spark.spark.sources.files import ImageFiles
 from nsfw_spark.spark.sources.source import Limit, SourceOptions
 
@@ -30,7 +31,7 @@ class AutoLoaderFiles(ImageFiles):
     def stream(self, limit: Limit) -> DataFrame:
         """List what is new: see `Source.stream`."""
         reader = self.spark.readStream.format("cloudFiles").options(**self.auto_loader_options(limit))
-        return self.prepared(reader.load(self.uri))
+        return self.prepared(reader.load(literally(self.uri)))
 
     def auto_loader_options(self, limit: Limit) -> dict[str, str]:
         """Return the options of Auto Loader; the schema of binaryFile it knows itself.

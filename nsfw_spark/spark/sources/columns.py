@@ -80,7 +80,7 @@ def id_and_carried(
         id_column = IMAGE_ID.name
     _check_there(schema, options, id_column)
     left = [field for field in schema if field.name not in (*without, id_column)]
-    return id_column, {field.name: _carried(field) for field in left if options.carries(field.name)}
+    return id_column, {field.name: _carried(field, options) for field in left if options.carries(field.name)}
 
 
 def _columns(
@@ -135,8 +135,9 @@ def _check_there(schema: StructType, options: SourceOptions, name: str | None) -
         )
 
 
-def _carried(field: StructField) -> StructField:
+def _carried(field: StructField, options: SourceOptions) -> StructField:
     """Return the column of image_scores: under a name of its own where it would hide one of ours."""
-    name = f"source_{field.name}" if is_ours(field.name) else field.name
+    is_taken = is_ours(field.name) or field.name.lower() in options.taken
+    name = f"source_{field.name}" if is_taken else field.name
     comment = field.metadata.get("comment", "of the source")
     return StructField(name, field.dataType, nullable=True, metadata={"comment": comment})

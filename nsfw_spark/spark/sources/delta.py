@@ -5,7 +5,7 @@ Spark reads the rows, since only it knows which of a Delta table's files are ali
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -16,11 +16,14 @@ from nsfw_spark.options import absolute_uri
 from nsfw_spark.readers import Reader, VectorReader
 from nsfw_spark.readers.rows import ContentReader
 from nsfw_spark.readers.vectors import VectorColumnReader
+from nsfw_spark.spark.chunks import in_chunks
 from nsfw_spark.spark.commits import only_adds
 from nsfw_spark.spark.hadoop import file_system
 from nsfw_spark.spark.schema import IMAGE_ID
 from nsfw_spark.spark.sources.columns import TableColumns, image_columns, vector_columns
 from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions
+
+_COMMITS_AT_ONCE: Final = 1_000
 
 
 class DeltaImages(Source):
@@ -80,7 +83,7 @@ class DeltaImages(Source):
         """Whether, as far back as its log goes, a commit did more to the table than add rows."""
         name = self.uri if self._is_named else f"delta.`{self.uri.replace('`', '``')}`"
         history = self.spark.sql(f"DESCRIBE HISTORY {name}").select("operation", "operationParameters")
-        return not all(only_adds(commit) for commit in history.toLocalIterator())
+        return not all(all(map(only_adds, commits)) for commits in in_chunks(history, _COMMITS_AT_ONCE))
 
     def left_over(self, scores: DataFrame) -> DataFrame:
         """Read those rows whose image_id is not in `scores`: what the stream passed over."""

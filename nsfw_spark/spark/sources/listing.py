@@ -18,7 +18,7 @@ from pyspark.sql.types import BinaryType, LongType, StringType, StructField, Str
 from nsfw_spark.errors import ImageError, InputError
 from nsfw_spark.options import absolute_uri
 from nsfw_spark.readers.storage import HADOOP_PREFIXES, Storage
-from nsfw_spark.spark.hadoop import file_system, local_path, name_matcher, settings
+from nsfw_spark.spark.hadoop import file_system, literally, local_path, name_matcher, settings
 from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions
 
 Reader = TypeVar("Reader")
@@ -35,7 +35,7 @@ _BINARY_FILE: Final = StructType(
         StructField("content", BinaryType()),
     ]
 )
-_LISTED: Final = StructType([_BINARY_FILE[name] for name in LISTED])
+LISTED_SCHEMA: Final = StructType([_BINARY_FILE[name] for name in LISTED])
 _HIDDEN: Final = ("_", ".")  # how names begin of what Spark leaves out
 _FILES_TRIED: Final = 10  # to learn the columns from, if the first is damaged
 
@@ -63,11 +63,15 @@ class ListedFiles(Source):
         """List what is new: see `Source.stream`."""
         return self.prepared(self.files(limit))
 
+    def stream_without_unreadable(self, limit: Limit) -> DataFrame:
+        """List what is new, and pass over files that cannot be read, in place of failing their task."""
+        return self.prepared(self.files(limit, skip_unreadable=True))
+
     def batch(self) -> DataFrame:
         """List all that is there now: see `Source.batch`."""
         return self.prepared(self.files())
 
-    def files(self, limit: Limit | None = None) -> DataFrame:
+    def files(self, limit: Limit | None = None, *, skip_unreadable: bool = False) -> DataFrame:
         """Return binaryFile's columns: of new files, as a stream; without a limit of all that are there."""
         if limit is None:
             return self._load(self.uri)
@@ -80,8 +84,9 @@ class ListedFiles(Source):
             .option("maxFileAge", "36500d")
             # A file that is deleted after it was listed would fail its micro-batch for ever.
             .option("ignoreMissingFiles", "true")
+            .option("ignoreCorruptFiles", str(skip_unreadable).lower())
         )
-        return reader.load(self.uri)
+        return reader.load(literally(self.uri))
 
     def listing(self) -> DataFrame:
         """List all files that are there now, and open none: `path`, `modificationTime`, `length`."""
@@ -89,7 +94,7 @@ class ListedFiles(Source):
 
     def listed_again(self, files: list[Row]) -> DataFrame:
         """Return what the reader gets of some files of a listing."""
-        return self.prepared(self.spark.createDataFrame(files, _LISTED))
+        return self.prepared(self.spark.createDataFrame(files, LISTED_SCHEMA))
 
     def prepared(self, files: DataFrame) -> DataFrame:
         """Return what the reader gets of the binaryFile columns."""
@@ -139,7 +144,7 @@ class ListedFiles(Source):
 
     def _load(self, *uris: str) -> DataFrame:
         reader = self.spark.read.format("binaryFile").options(**self._file_options())
-        return reader.schema(_BINARY_FILE).load(list(uris))
+        return reader.schema(_BINARY_FILE).load([literally(uri) for uri in uris])
 
     def _limit_options(self, limit: Limit) -> dict[str, str]:
         if limit.num_files is not None:

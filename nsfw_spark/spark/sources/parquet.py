@@ -19,6 +19,7 @@ from pyspark.sql.types import StructField, StructType
 from nsfw_spark.errors import ImageError
 from nsfw_spark.readers.parquet import PART_BYTES, ParquetReader
 from nsfw_spark.readers.storage import Storage
+from nsfw_spark.spark.hadoop import literally
 from nsfw_spark.spark.schema import arrow_schema
 from nsfw_spark.spark.session import num_slots
 from nsfw_spark.spark.sources.columns import image_columns
@@ -42,7 +43,7 @@ class ListedParts(ListedFiles):
         """Return the values of a column of the Parquet files in a directory, or of one."""
         files = self.spark.read.options(recursiveFileLookup="true", pathGlobFilter="*.parquet")
         # A damaged file is for the reader to tell of.
-        rows = files.options(ignoreCorruptFiles="true", mergeSchema="true").parquet(uri)
+        rows = files.options(ignoreCorruptFiles="true", mergeSchema="true").parquet(literally(uri))
         return rows.select(F.col(f"`{id_column}`").cast("string").alias("image_id"))
 
     def prepared(self, files: DataFrame) -> DataFrame:

@@ -13,6 +13,7 @@ from pyspark.sql.types import StructField, StructType
 
 from nsfw_spark.errors import InputError
 from nsfw_spark.readers import Reader, VectorReader
+from nsfw_spark.readers.chunk import MOST_BYTES
 from nsfw_spark.spark.schema import IMAGE_ID, MODIFICATION_TIME, SOURCE_FILE
 
 
@@ -31,8 +32,12 @@ class SourceOptions:
     """Column whose values are the image_ids; None: where the row lies."""
     carry: str = "all"
     """Columns to carry along: `all`, `none`, or names with commas between them."""
+    max_bytes: int = MOST_BYTES
+    """Of an encoded image; a longer file, or entry of a tar, is not read."""
     embedding_dim: int | None = None
     """D, numbers in an embedding as the model's head wants it."""
+    taken: tuple[str, ...] = ()
+    """Columns that this model adds to image_scores: one of the source with such a name gets another."""
 
     @property
     def dimension(self) -> int:

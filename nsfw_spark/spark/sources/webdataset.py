@@ -31,5 +31,5 @@ class Tars(ListedFiles):
 
     def __init__(self, spark: SparkSession, options: SourceOptions) -> None:
         super().__init__(spark, options)
-        self.reader = TarReader(self.storage())
+        self.reader = TarReader(self.storage(), options.max_bytes)
         self.columns = StructType([*FILE_COLUMNS, *chosen(_SIDECARS, options)])

@@ -16,7 +16,7 @@ from nsfw_spark.model_card import Preprocessing
 
 PHOTOS = Path(__file__).parents[1] / "examples" / "images"
 _HERE = Path(__file__).parent
-_TIERS = frozenset({"spark", "cluster", "gpu", "network"})
+_TIERS = frozenset({"fuzz", "models", "spark", "cluster", "gpu", "network"})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -113,16 +113,24 @@ def card(**changes: Any) -> ModelCard:  # noqa: ANN401
     return ModelCard.model_validate(card_content(**changes))
 
 
-def brightness_card(path: Path, *, capacity: int = 16) -> ModelCard:
+def perceptron(seed: int, layers: Sequence[int | str], score: str = "sigmoid") -> dict[str, Any]:
+    """Return the section of a card that is a head with random weights."""
+    return {"library": "mlp", "weights": {"random": seed}, "layers": list(layers), "score": score}
+
+
+def brightness_card(path: Path, *, capacity: int = 16, breaks: bool = False) -> ModelCard:
     """Write an ONNX model whose score is an image's brightness, 0 to 1, and return its card.
 
     It is real in what a small device does: it asks for 64 TiB where a batch has more than `capacity` images.
+    One that `breaks` takes a single image, as the built-in test image is, and none else.
     """
     from onnx import TensorProto, helper, numpy_helper, save
 
     constants = {"axes": [1, 2, 3], "column": [1], "full": [capacity + 1], "too_much": [2**44]}
-    nodes = [
-        helper.make_node("ReduceMean", ["pixels", "axes"], ["brightness"], keepdims=0),  # (N,)
+    constants["one_image"], taken = [1, 8, 8, 3], "single" if breaks else "pixels"
+    nodes = [helper.make_node("Reshape", ["pixels", "one_image"], ["single"])] if breaks else []
+    nodes += [
+        helper.make_node("ReduceMean", [taken, "axes"], ["brightness"], keepdims=0),  # (N,)
         helper.make_node("Unsqueeze", ["brightness", "column"], ["bright"]),  # (N, 1)
         helper.make_node("Sub", ["one", "bright"], ["dark"]),
         helper.make_node("Concat", ["dark", "bright"], ["both"], axis=1),  # (N, 2)
@@ -143,7 +151,7 @@ def brightness_card(path: Path, *, capacity: int = 16) -> ModelCard:
     )
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(path))
     content = card_content(
-        encoder={"library": "onnx", "weights": {"path": path, "random": None}},
+        encoder={"library": "onnx", "weights": {"path": path, "random": None}, "embedding_dim": None},
         preprocessing={"size": 8, "mean": [0, 0, 0], "std": [1, 1, 1]},
     )
     content["head"] = {"library": "classes", "classes": ["dark", "bright"], "score": "probability:bright"}

@@ -12,7 +12,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 
 import deltalake
 
+from tests import java
 from tests.cluster.conftest import ROOT, within
 
 FILTERED: Final = ("safe_images", "flagged_images", "quarantined_images")
@@ -38,25 +39,46 @@ for arguments in json.loads(sys.argv[1]):
         if end.code:
             raise
 """
+STEPS: Final = """
+import json, subprocess, sys
+from nsfw_spark.cli import main
+
+for step in json.loads(sys.argv[1]):
+    if step[0] not in ("run", "filter"):
+        subprocess.run(step, check=True)
+        continue
+    try:
+        main(step)
+    except SystemExit as end:
+        print(json.dumps({"status": end.code}), flush=True)
+        print("== end of step ==", file=sys.stderr, flush=True)
+"""
+"""Runs commands of `nsfw-spark` in one process, and others between them, whatever becomes of each."""
 Row = dict[str, Any]
 
 
 class Command:
     """A started `nsfw-spark`."""
 
-    def __init__(self, folder: Path, code: str, *arguments: object) -> None:
-        """Start it in a folder, which becomes its own: what it says and leaves is there."""
+    def __init__(self, folder: Path, code: str, *arguments: object, under: Sequence[str] = ()) -> None:
+        """Start it in a folder, which becomes its own: what it says and leaves is there.
+
+        Args:
+            folder: Made if it is not there.
+            code: Of a program.
+            arguments: Of the program.
+            under: A command that starts it, such as one that takes rights away.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self._said, self._told = folder / "stdout", folder / "stderr"
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
-            # A Java that is killed after seconds never earns what its second compiler costs: a third faster.
-            "JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+            **java.quick(),
         }
         with self._said.open("w") as said, self._told.open("w") as told:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", code, *map(str, arguments)],
+                [*under, sys.executable, "-c", code, *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=told,
@@ -70,6 +92,10 @@ class Command:
         """Whether it has ended."""
         return self.process.poll() is not None
 
+    def said(self) -> str:
+        """Return what it wrote to standard output."""
+        return self._said.read_text(encoding="utf-8")
+
     def told(self) -> str:
         """Return what it wrote to standard error."""
         return self._told.read_text(encoding="utf-8")
@@ -77,7 +103,7 @@ class Command:
     def end(self, status: int = 0) -> Row:
         """Wait for its end; return the JSON of its last line."""
         assert self.process.wait(WAIT_SECONDS) == status, self.told()[-5_000:]
-        lines = self._said.read_text(encoding="utf-8").splitlines()
+        lines = self.said().splitlines()
         return dict(json.loads(lines[-1])) if lines else {}
 
     def until(self, is_so: Callable[[], object]) -> None:
@@ -98,14 +124,35 @@ class Command:
 
 
 @contextmanager
-def running(folder: Path, *arguments: object, code: str = CODE) -> Iterator[Command]:
+def running(
+    folder: Path, *arguments: object, code: str = CODE, under: Sequence[str] = ()
+) -> Iterator[Command]:
     """Run a command; nothing of it is left behind, whatever becomes of the test."""
-    command = Command(folder, code, *arguments)
+    command = Command(folder, code, *arguments, under=under)
     try:
         yield command
     finally:
         if not command.is_over:
             command.kill()
+
+
+class Step(NamedTuple):
+    """What became of a command of `nsfw-spark`."""
+
+    status: int
+    told: str
+    """On standard error."""
+
+
+def steps(folder: Path, *commands: Sequence[object], under: Sequence[str] = ()) -> list[Step]:
+    """Run commands one after the other, those of `nsfw-spark` in one process; return what became of these."""
+    said = json.dumps([list(map(str, command)) for command in commands])
+    with running(folder, said, code=STEPS, under=under) as command:
+        command.end()
+        told = command.told().split("== end of step ==")
+        found = [json.loads(line) for line in command.said().splitlines()]
+    statuses = [line["status"] for line in found if list(line) == ["status"]]
+    return [Step(status, text) for status, text in zip(statuses, told, strict=False)]
 
 
 class Trace(NamedTuple):

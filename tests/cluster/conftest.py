@@ -20,6 +20,7 @@ import psutil
 import pytest
 import yaml
 
+from tests import java
 from tests.fakes import card_content
 
 HERE: Final = Path(__file__).parent
@@ -75,6 +76,7 @@ class Cluster:
             "SPARK_HOME": str(home),
             "TMPDIR": str(self.hosts),
             "NSFW_SPARK_LOG": "DEBUG",
+            **java.quick(),
         }
 
     def start(self, driver: str, master: str, **arguments: object) -> subprocess.Popen[str]:

@@ -22,7 +22,7 @@ from nsfw_spark.options import job_options
 from nsfw_spark.spark import score_images
 from nsfw_spark.spark.gpu import task_device
 from nsfw_spark.spark.pipeline import run_job
-from tests.conftest import png
+from tests.conftest import grey, png
 
 NUM_IMAGES = 24
 
@@ -111,8 +111,8 @@ def scores(  # noqa: PLR0913
     return {"scores": found, "libraries": sorted({name for row in held.collect() for name in row.held})}
 
 
-def job(master: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Run the job, without GPUs."""
+def job(master: str, more: dict[str, str] | None = None, /, **options: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Run the job, without GPUs, with more settings of Spark."""
     builder = SparkSession.builder.appName("nsfw-spark tests").master(master)
     settings = {
         "spark.driver.host": "localhost",
@@ -123,10 +123,46 @@ def job(master: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401
         "spark.sql.shuffle.partitions": "4",
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": "4",  # of a task for each file
     }
-    for key, value in settings.items():
+    for key, value in {**settings, **(more or {})}.items():
         builder = builder.config(key, value)
     configure_spark_with_delta_pip(builder).getOrCreate()  # which the job finds
     return run_job(job_options({"allow_random_weights": True, **options})).as_dict()
+
+
+def delivered(
+    master: str,
+    card: str,
+    *,
+    executors_home: str,
+    gone: str | None = None,
+    head_only: bool = False,
+    output: str = "",
+    **options: Any,  # noqa: ANN401
+) -> dict[str, Any]:
+    """Score 12 greys on executors with a cache of their own; return scores by grey, or the error.
+
+    Args:
+        master: Of the cluster.
+        card: Path of its file.
+        executors_home: HF_HOME of the executors; the driver's is that of this process.
+        gone: A directory that is gone when the executors look, as if it was on the driver alone.
+        head_only: Score embeddings with the job, in place of images.
+        output: Of that job.
+        options: Of `score_images`, or of the job.
+    """
+    apart = {"spark.executorEnv.HF_HOME": executors_home, "spark.task.maxFailures": "1"}
+    try:
+        if head_only:
+            return job(master, apart, model=card, output=output, **options)
+        spark = session(master, 0, "", 1.0, **apart)
+        greys = [(value, grey(value)) for value in range(0, 240, 20)]
+        images = spark.createDataFrame(greys, "value int, content binary").repartition(6)
+        scored = score_images(images, model=card, **options)
+        if gone is not None:
+            os.rename(gone, f"{gone}.gone")  # noqa: PTH104
+        return {row.value: row.nsfw_score for row in scored.collect()}
+    except Exception as error:  # noqa: BLE001 - whatever a user would see
+        return {"error": f"{type(error).__name__}: {error}"}
 
 
 if __name__ == "__main__":

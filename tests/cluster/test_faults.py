@@ -71,9 +71,11 @@ def check(found: dict[str, Any], expected: dict[str, float | None]) -> None:
 
 
 def serving(cluster: Cluster) -> int | None:
-    """Return a host that has served at least one task."""
+    """Return a host that has served images to at least one task."""
     running = {process.pid for process in cluster.running_hosts()}
-    served = (int(pid) for pid in re.findall(r"model host (\d+): task .* images on", cluster.log()))
+    # Not for the test image alone, which is asked for before there is anything to score.
+    told = re.findall(r"model host (\d+): task .*: [1-9]\d* images on", cluster.log())
+    served = (int(pid) for pid in told)
     return next((pid for pid in served if pid in running), None)
 
 
@@ -111,6 +113,37 @@ def kill_an_executor(cluster: Cluster) -> None:
     (executor,) = (host["owner"][0] for host in hosts if host["pid"] == pid)
     assert any("CoarseGrainedExecutorBackend" in word for word in command(psutil.Process(executor)))
     os.kill(executor, signal.SIGKILL)
+
+
+def kill_the_python_workers(cluster: Cluster) -> None:
+    """Kill all that run tasks, as somebody might who is short of memory: no image is to blame."""
+    assert within(DEADLINE_SECONDS, lambda: serving(cluster)), cluster.log()
+    daemons = [process for process in psutil.process_iter() if is_daemon_of(cluster, process)]
+    workers = [worker for daemon in daemons for worker in daemon.children()]
+    workers = [worker for worker in workers if "pyspark.daemon" in command(worker)]
+    assert workers
+    for worker in workers:
+        worker.kill()
+
+
+def is_daemon_of(cluster: Cluster, process: psutil.Process) -> bool:
+    """Whether this is what starts the Python workers of one of the cluster's executors."""
+    try:
+        is_worker = "pyspark.daemon" in command(process.parent())
+        return (
+            not is_worker
+            and "pyspark.daemon" in command(process)
+            and process.environ().get("TMPDIR") == str(cluster.hosts)
+        )
+    except (psutil.Error, AttributeError):  # it has ended meanwhile, or has no parent
+        return False
+
+
+def test_the_tables_are_complete_though_python_workers_are_killed(
+    cluster: Cluster, images: Path, card: Path, expected: dict[str, float | None]
+) -> None:
+    check(disturbed(cluster, images, card, kill_the_python_workers), expected)
+    assert "exited unexpectedly" in cluster.log(), "none of them was needed"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import yaml
 
+from tests import java
 from tests.conftest import jpeg, png
 from tests.fakes import card_content
 
@@ -95,8 +98,13 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     warehouse = tmp_path_factory.mktemp("warehouse")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "cpu_count", lambda: 2)
-        arguments = f"--conf spark.sql.warehouse.dir={warehouse} --conf spark.ui.enabled=false pyspark-shell"
-        patch.setenv("PYSPARK_SUBMIT_ARGS", arguments)
+        settings = {
+            "spark.sql.warehouse.dir": warehouse,
+            "spark.ui.enabled": "false",
+            # Delta remembers 10,000 tables for an hour; no user has so many, here each test has five.
+            "spark.databricks.delta.delta.log.cacheSize": 20,
+        }
+        patch.setenv("PYSPARK_SUBMIT_ARGS", java.arguments({**java.INTERPRETED, **settings}))
         session = get_session()
     yield session
     session.stop()
@@ -143,13 +151,23 @@ Run = Callable[..., "Summary"]
 @pytest.fixture(scope="session")
 def run(spark: SparkSession, card_file: str) -> Run:  # noqa: ARG001 - the job finds it
     """Return a function that runs the job: `run(input, output, **options)`."""
+    return runner(card_file, with_filter=True)
+
+
+@pytest.fixture(scope="session")
+def score(spark: SparkSession, card_file: str) -> Run:  # noqa: ARG001 - the job finds it
+    """Return a function that only scores, which takes half the time: `score(input, output, **options)`."""
+    return runner(card_file, with_filter=False)
+
+
+def runner(card_file: str, *, with_filter: bool) -> Run:
     from nsfw_spark.options import job_options
     from nsfw_spark.spark.pipeline import run_job
 
     def run(input_: Path, output: Path | str, **options: Any) -> Summary:  # noqa: ANN401
         defaults = {"model": card_file, "allow_random_weights": True, "threshold": THRESHOLD}
         given = {**defaults, "input": str(input_), "output": str(output), **options}
-        return run_job(job_options(given))
+        return run_job(job_options(given), with_filter=with_filter)
 
     return run
 
@@ -226,3 +244,23 @@ def tables(spark: SparkSession, output: Path) -> Tables:
 def image_id(path: Path) -> str:
     """Return the image_id of a local file: its URI as Hadoop writes it."""
     return f"file:{path}"
+
+
+@contextmanager
+def meanwhile(act: Callable[[], object]) -> Iterator[None]:
+    """Do something in a thread while something else goes on; it must have been done."""
+    errors: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            act()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the test fails by it
+            errors.append(error)
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    assert not errors, errors

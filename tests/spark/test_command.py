@@ -14,6 +14,7 @@ from typing import Final
 
 import pytest
 
+from tests import java
 from tests.conftest import jpeg, png
 from tests.spark.conftest import need_java, write_files
 
@@ -51,9 +52,11 @@ def run(
     )
 
 
-def nsfw_spark(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+def nsfw_spark(
+    *arguments: str | Path, folder: Path, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     code = "from nsfw_spark.cli import main; main()"
-    return run([sys.executable, "-c", code, *map(str, arguments)], folder)
+    return run([sys.executable, "-c", code, *map(str, arguments)], folder, environment)
 
 
 def result(done: subprocess.CompletedProcess[str]) -> dict[str, float]:
@@ -82,7 +85,8 @@ def test_spark_submit_runs_the_job_and_too_many_bad_images_are_exit_status_3(
 ) -> None:
     submit = [str(Path(sys.executable).with_name("spark-submit"))]
     submit += ["--properties-file", str(ROOT / "conf" / "local.conf"), str(ROOT / "jobs" / "run.py")]
-    done = run([*submit, str(demo), "--output", str(tmp_path / "out"), *OPEN_NSFW], tmp_path / "cwd")
+    command = [*submit, str(demo), "--output", str(tmp_path / "out"), *OPEN_NSFW]
+    done = run(command, tmp_path / "cwd", {"JDK_JAVA_OPTIONS": java.OPTIONS})
     assert done.returncode == 3, done.stderr
     assert result(done) == {"images": 4, "ok": 2, "safe": 2, "flagged": 0, "quarantined": 2}
     # spark-submit itself turns what the job writes to standard error into standard output.
@@ -92,7 +96,7 @@ def test_spark_submit_runs_the_job_and_too_many_bad_images_are_exit_status_3(
 
 
 def test_the_databricks_notebook_runs_as_a_script(demo: Path, tmp_path: Path) -> None:
-    given = {"IMAGES": str(demo), "MODEL": "open-nsfw", "SCORES": "scores"}
+    given = {"IMAGES": str(demo), "MODEL": "open-nsfw", "SCORES": "scores", **java.quick()}
     notebook = ROOT / "notebooks" / "score_images.py"
     done = run([sys.executable, str(notebook)], tmp_path / "cwd", given)
     assert done.returncode == 0, done.stderr

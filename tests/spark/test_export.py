@@ -19,6 +19,7 @@ from nsfw_spark.shards import ShardFormat
 from nsfw_spark.spark import read_images
 from nsfw_spark.spark.export import Exported, ExportOptions, export_job
 from nsfw_spark.spark.sharding import ShardSize
+from tests import java
 from tests.conftest import jpeg, png
 from tests.spark.conftest import GOOD, THRESHOLD, Run, Tables, image_id, write_files
 from tests.spark.test_command import nsfw_spark
@@ -271,13 +272,13 @@ def test_the_command_prints_one_json_object_and_its_exit_status_says_what_is_mis
         "--images-per-shard",
         "1",
     )
-    done = nsfw_spark(*given, folder=tmp_path / "cwd")
+    done = nsfw_spark(*given, folder=tmp_path / "cwd", environment=java.quick())
     assert done.returncode == 3, done.stderr
     assert len(done.stdout.splitlines()) == 1
     said = json.loads(done.stdout)
     assert list(said) == ["images", "shards", "bytes", "missing", "seconds"]
     assert (said["images"], said["shards"], said["missing"]) == (2, 2, 1)
     assert "Traceback" not in done.stderr
-    again = nsfw_spark(*given, folder=tmp_path / "cwd2")
+    again = nsfw_spark(*given, folder=tmp_path / "cwd2", environment=java.quick())
     assert (again.returncode, again.stdout) == (2, "")
     assert again.stderr.strip().splitlines()[-1].startswith("nsfw-spark: ")

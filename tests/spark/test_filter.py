@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from nsfw_spark.errors import ConfigError, TableError
 from nsfw_spark.options import job_options
 from nsfw_spark.spark import keep_safe
 from nsfw_spark.spark.pipeline import filter_job
+from tests import java
 from tests.spark.conftest import BAD, GOOD, THRESHOLD, Run, Tables
 
 FILTERED = ("safe_images", "flagged_images", "quarantined_images")
@@ -54,7 +56,7 @@ main(sys.argv[1:])
 def command_without_models(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command of nsfw-spark where no model library can be imported and no weights read."""
     command = [sys.executable, "-c", WITHOUT_MODELS, *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JDK_JAVA_OPTIONS": java.OPTIONS}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
@@ -258,6 +260,18 @@ def test_a_threshold_after_a_policy_is_what_the_tables_say(
     assert (found["nsfw_spark.policy"], found["nsfw_spark.threshold"]) == ("nsfw_score < 0.25f", "0.25")
 
 
+@pytest.fixture
+def functions(spark: SparkSession) -> Iterator[None]:
+    """Functions that somebody else registered in the session."""
+    of_sql = {"of_sql": "RETURN x / 2", "reads_a_table": "RETURN (SELECT max(id) FROM range(9))"}
+    spark.udf.register("of_python", lambda _: True, "boolean")
+    for name, body in of_sql.items():
+        spark.sql(f"CREATE OR REPLACE TEMPORARY FUNCTION {name}(x FLOAT) RETURNS FLOAT {body}")
+    yield
+    for name in ("of_python", *of_sql):
+        spark.sql(f"DROP TEMPORARY FUNCTION {name}")
+
+
 @pytest.mark.parametrize(
     ("sql", "problem"),
     [
@@ -274,6 +288,27 @@ def test_a_threshold_after_a_policy_is_what_the_tables_say(
         ("nsfw_score < 0.3 AND year(scored_at) < year(current_date())", r"current_date\(\) is not the same"),
         ("nsfw_score < (SELECT 1)", "it has a subquery"),
         ("image_id IN (SELECT 1)", "it has a subquery"),
+        ("nsfw_score < 0.3 AND EXISTS (SELECT 1)", "it has a subquery"),
+        ("nsfw_score < 0.3 AND exists(embedding, x -> x > (SELECT 1))", "[Ss]ubquery"),
+        ("nsfw_score < 0.3 AND of_python(nsfw_score)", r"of_python\(.*\) is none of Spark's own functions"),
+        ("nsfw_score < of_sql(nsfw_score)", "it is more than an expression on one row"),
+        ("nsfw_score < reads_a_table(nsfw_score)", "it is more than an expression on one row"),
+        (
+            "nsfw_score < 0.3 AND window(scored_at, '1 day') IS NULL",
+            "it is more than an expression on one row",
+        ),
+        ("reflect('java.lang.System', 'exit', 1) = '' AND nsfw_score < 0.3", "calls Java"),
+        ("java_method('java.lang.System', 'gc') = '' AND nsfw_score < 0.3", "calls Java"),
+        ("try_reflect('java.lang.System', 'gc') = '' AND nsfw_score < 0.3", "calls Java"),
+        ("IDENTIFIER('reflect')('java.lang.System', 'gc') = '' AND nsfw_score < 0.3", "calls Java"),
+        ("assert_true(nsfw_score < 0.3) IS NULL AND nsfw_score < 0.3", "it may end the job with an error"),
+        ("nsfw_score < 0.3 OR raise_error('unsafe')", "it may end the job with an error"),
+        ("nsfw_score < 0.3 AND input_file_name() LIKE '%a'", "is not the same each time"),
+        ("nsfw_score < 0.3 AND input_file_block_start() = 0", "is not the same each time"),
+        ("nsfw_score < 0.3 AND uuid() > 'a'", "is not the same each time"),
+        ("nsfw_score < 0.3 AND monotonically_increasing_id() < 9", "is not the same each time"),
+        ("nsfw_score < 0.3 AND current_user() = 'me'", "is not the same each time"),
+        ("nsfw_score < 0.3 AND read_files('/etc/passwd') IS NULL", "read_files"),
         ("nsfw_score < avg(nsfw_score)", r"avg\(nsfw_score\)"),
         ("rank() OVER (ORDER BY nsfw_score) < 9", "window functions"),
         ("explode(embedding) < 0.3", "generator is not supported"),
@@ -285,6 +320,7 @@ def test_a_threshold_after_a_policy_is_what_the_tables_say(
         ("least(nsfw_score, 1) < 2", "it lets images pass that have no score"),
     ],
 )
+@pytest.mark.usefixtures("functions")
 def test_what_is_no_policy_is_refused(spark: SparkSession, scored: Path, sql: str, problem: str) -> None:
     scores = spark.read.format("delta").load(f"{scored}/image_scores")
     with pytest.raises(ConfigError, match=problem) as raised:
@@ -300,6 +336,8 @@ def test_what_is_no_policy_is_refused(spark: SparkSession, scored: Path, sql: st
         "nsfw_score < if(width > 1000, 0.3, 0.1) AND length / width < 100",
         "coalesce(nsfw_score, 1) < 0.3",
         "status = 'ok' AND error IS NULL",
+        "nsfw_score < 0.3 AND regexp_like(image_id, 'a.*b') AND NOT exists(embedding, x -> x > 0.9)",
+        "nsfw_score BETWEEN 0 AND 0.3 AND try_divide(length, width) < 100 AND nvl(error, '') = ''",
     ],
 )
 def test_a_policy_that_needs_a_score_is_taken(spark: SparkSession, scored: Path, sql: str) -> None:

@@ -67,6 +67,19 @@ def test_a_changed_file_keeps_its_score_until_it_is_asked_for(
     assert tables.operations("image_scores") == versions
 
 
+def test_a_driver_that_lives_for_many_runs_keeps_nothing_of_one(
+    spark: SparkSession, score: Run, folder: Path, tmp_path: Path
+) -> None:
+    """What Spark's scheduler does not forget keeps whole tables in the driver's memory."""
+    kept = spark._jsc.sc().dagScheduler().activeQueryToJobs()
+    before = kept.size()
+    score(folder, tmp_path / "out")  # of which empty.png is passed over
+    change(folder / "1.png", png(seed=50))
+    (folder / "2.png").unlink()
+    assert score(folder, tmp_path / "out", rescore="changed", prune=True).counts.images == 1
+    assert kept.size() == before
+
+
 def test_a_file_that_came_again_after_it_was_missed_is_scored(
     run: Run, folder: Path, tables: Tables, tmp_path: Path
 ) -> None:

@@ -245,11 +245,11 @@ def test_a_model_that_hangs_gives_no_sign_of_life() -> None:
     spec = HostSpec(ModelSpec(card(preprocessing={"size": 2})), Owner("a test"), timeout_seconds=0.4)
     here, there = socket.socketpair()
     with running(encoder, num_connections=0) as batcher, here:
-        connection = Connection(there, "key", 0, spec, batcher)
+        connection = Connection(there, "key", 0, spec, [batcher])
         serving = threading.Thread(target=connection.serve, daemon=True)
         serving.start()
         here.settimeout(WAIT)
-        frames.send_json(here, Kind.HELLO, version=frames.VERSION, key="key", task="a test")
+        frames.send_json(here, Kind.HELLO, version=frames.VERSION, key="key", task="a test", model=0)
         assert [received(here) for _ in range(2)] == [Kind.WELCOME, Kind.READY]
         frames.send(here, Kind.PIXELS, [greys(7)])
         assert received(here) == Kind.BEAT, "it is busy"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -200,6 +201,18 @@ def test_models_list_names_every_model_and_its_licence(command: Command) -> None
         assert load_card(name).licence.split()[0] in said.out
 
 
+def test_models_list_says_what_has_to_be_known_before_a_model_is_chosen(command: Command) -> None:
+    said = command("models", "list")
+    assert f"nudenet-320n: {load_card('nudenet-320n').warning}" in said.out
+    assert "AGPL-3.0" in said.out
+
+
+def test_a_class_that_the_model_has_not_is_refused(command: Command, tmp_path: Path) -> None:
+    choice = ("--model", "freepik-eva02-b-448", "--score-class", "highest")
+    said = command("run", tmp_path, "--output", tmp_path / "out", *choice)
+    assert_is_refused(said, "'highest'", "low, medium, high")
+
+
 @pytest.mark.parametrize("name", built_in_models())
 def test_models_show_prints_a_card_that_loads_again(command: Command, tmp_path: Path, name: str) -> None:
     said = command("models", "show", name)
@@ -222,9 +235,8 @@ def test_help_lists_the_commands(command: Command, command_line: list[str]) -> N
     said = command(*command_line)
     assert (said.status, said.err) == (0, "")
     assert "Usage: nsfw-spark" in said.out
-    for name in (
-        ("list", "show", "fetch", "verify") if "models" in command_line else ("run", "score", "filter")
-    ):
+    of_models = ("list", "show", "fetch", "verify", "lock")
+    for name in of_models if "models" in command_line else ("run", "score", "filter"):
         assert name in said.out
 
 
@@ -238,7 +250,7 @@ def test_help_tells_each_option_of_a_command(command: Command, name: str) -> Non
     assert ("[0.5]" in said.out) == (name != "score")  # the default of --threshold
 
 
-@pytest.mark.parametrize("name", ["list", "show", "fetch", "verify"])
+@pytest.mark.parametrize("name", ["list", "show", "fetch", "verify", "lock"])
 def test_help_of_models_exits_with_0(command: Command, name: str) -> None:
     said = command("models", name, "--help")
     assert (said.status, said.err) == (0, "")
@@ -253,3 +265,8 @@ def test_every_option_of_a_job_is_one_of_run_and_the_other_way_round() -> None:
 
 def test_version_is_the_packages(command: Command) -> None:
     assert command("version").out == f"{__version__}\n"
+
+
+def test_the_package_runs_as_a_module() -> None:
+    said = subprocess.run([sys.executable, "-m", "nsfw_spark", "version"], capture_output=True, check=True)
+    assert said.stdout.decode() == f"{__version__}\n"

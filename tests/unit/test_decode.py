@@ -209,8 +209,6 @@ FTYP = b"\x00\x00\x00\x18ftyp"
         (b'\n  <?xml version="1.0"?><svg/>', "SVG"),
         (b"<!DOCTYPE html><html></html>", "HTML"),
         (b"<html></html>", "HTML"),
-        (FTYP + b"heic\x00\x00\x00\x00mif1heic", "HEIC"),
-        (FTYP + b"mif1\x00\x00\x00\x00mif1heic", "HEIC"),
         (FTYP + b"isom\x00\x00\x02\x00isomiso2", "MP4"),
         (FTYP + b"qt  \x00\x00\x02\x00qt  ", "QuickTime"),
         (b"\x1aE\xdf\xa3\x01", "WebM"),

@@ -44,7 +44,8 @@ def test_the_readme_names_each_column(readme: str) -> None:
     from nsfw_spark.spark import schema
 
     source = StructType([schema.IMAGE_ID, schema.SOURCE_FILE, schema.MODIFICATION_TIME])
-    columns = [*schema.image_scores(source, keep_content=True).names, *schema.RUNS.names]
+    scores = schema.scores(is_cascade=True)
+    columns = [*schema.image_scores(source, scores, keep_content=True).names, *schema.RUNS.names]
     missing = [name for name in columns if not re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", readme)]
     assert not missing
 
@@ -72,3 +73,17 @@ def test_there_is_a_job_for_each_command() -> None:
     commands = {job.stem: re.search(r'main\(\["(\w+)"', job.read_text(encoding="utf-8")) for job in JOBS}
     found = {name: match[1] for name, match in commands.items() if match}
     assert found == {"run": "run", "score_images": "score", "filter_images": "filter"}
+
+
+def test_each_fault_of_the_reliability_page_names_tests_that_there_are() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ")][2:]
+    assert rows
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    there = set(re.findall(r"^def (test_\w+)\(", "\n".join(sources), re.MULTILINE))
+    named = [re.findall(r"`(test_\w+)`", row) for row in rows]
+    assert set().union(*named) <= there
+    before: list[str] = []
+    for row, names in zip(rows, named, strict=True):
+        before = names or before if "the same" in row.split("|")[2] else names
+        assert before, row

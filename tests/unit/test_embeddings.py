@@ -12,10 +12,10 @@ import pytest
 from nsfw_spark.embeddings import EmbeddingsScorer, head_fingerprint, load_embeddings_scorer
 from nsfw_spark.encoders import Encoded, unit_length
 from nsfw_spark.errors import ConfigError, WeightsError
-from nsfw_spark.heads import load_head
-from nsfw_spark.model_card import load_card
+from nsfw_spark.heads import load_heads
+from nsfw_spark.model_card import ModelCard, load_card
 from nsfw_spark.weights import fingerprint, locate_weights
-from tests.fakes import brightness_card, card
+from tests.fakes import brightness_card, card, perceptron
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden-l14.npz"
 UNITS = unit_length(np.random.default_rng(0).standard_normal((20, 768), dtype=np.float32))
@@ -29,14 +29,14 @@ def scorer() -> EmbeddingsScorer:
 def test_scores_are_the_published_ones(scorer: EmbeddingsScorer) -> None:
     golden = np.load(GOLDEN)
     scored = scorer.score(golden["embeddings"].astype(np.float32))
-    # The published scores look up a few columns in a vocabulary: see DenseHead.
+    # The published scores look up a few columns in a vocabulary: see LaionNetwork.
     np.testing.assert_allclose(scored.nsfw_scores, golden["scores"].reshape(-1), rtol=0, atol=4e-5)
 
 
 def test_vectors_of_unit_length_are_scored_as_they_are(scorer: EmbeddingsScorer) -> None:
     vectors = UNITS * np.float32(1.0005)
     scored = scorer.score(vectors)
-    head = load_head(card(), locate_weights(card())["head"])
+    head = load_heads(card(), locate_weights(card()))
     assert scored.num_normalized == 0
     assert scored.embeddings is vectors
     np.testing.assert_array_equal(scored.nsfw_scores, head.score(Encoded(vectors)).nsfw_scores)
@@ -85,8 +85,35 @@ def test_the_fingerprint_is_the_heads_alone() -> None:
     assert len(head_fingerprint(card())) == 16
 
 
+def test_each_heads_weights_encoding_and_layers_are_in_the_fingerprint() -> None:
+    def two(seed: int, layers: list[int | str]) -> ModelCard:
+        return card(other_heads={"beauty": perceptron(seed, layers, score="linear")})
+
+    cards = [card(), card(head={"head_encoding": "exact"}), two(1, [4, 1]), two(2, [4, 1])]
+    cards += [two(1, [4, "relu", 1]), card(head=perceptron(1, [4, 1]))]
+    for prints in (
+        [head_fingerprint(each) for each in cards],
+        [fingerprint(each, locate_weights(each)) for each in cards],
+    ):
+        assert len(set(prints)) == len(cards)
+
+
+def test_other_heads_score_the_same_vectors() -> None:
+    both = card(other_heads={"beauty": perceptron(1, [8, 1], score="linear"), "odd": perceptron(2, [1])})
+    vectors = UNITS * np.float32(7)
+    scored = load_embeddings_scorer(both).score(vectors)
+    assert scored.other_scores is not None
+    assert scored.other_scores.shape == (20, 2)
+    assert np.ptp(scored.other_scores, axis=0).min() > 0.01
+    alone = load_embeddings_scorer(card(head=perceptron(2, [1]))).score(UNITS)
+    np.testing.assert_allclose(scored.other_scores[:, 1], alone.nsfw_scores, rtol=0, atol=1e-6)
+    one_head = load_embeddings_scorer(card()).score(vectors)
+    np.testing.assert_array_equal(scored.nsfw_scores, one_head.nsfw_scores)
+    assert one_head.other_scores is None
+
+
 def test_a_model_without_a_head_for_embeddings_is_a_config_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"fake has no head.*laion-vit-b-32, laion-vit-l-14"):
+    with pytest.raises(ConfigError, match=r"fake has no head.*aesthetic-vit-l-14, laion-vit-b-32"):
         load_embeddings_scorer(brightness_card(tmp_path / "model.onnx"))
     with pytest.raises(ConfigError, match="open-nsfw has no head for embeddings"):
         head_fingerprint(load_card("open-nsfw"))
@@ -113,7 +140,7 @@ sys.meta_path.insert(0, Blocked())
 SCORING = """
 import numpy as np
 from nsfw_spark.embeddings import load_embeddings_scorer
-from nsfw_spark.model_card import load_card
+from nsfw_spark.model_card import ModelCard, load_card
 scorer = load_embeddings_scorer(load_card("laion-vit-l-14"))
 scored = scorer.score(np.eye(768, dtype=np.float32)[:5])
 assert ((0 <= scored.nsfw_scores) & (scored.nsfw_scores <= 1)).all(), scored

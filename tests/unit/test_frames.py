@@ -70,17 +70,19 @@ def small_memory() -> Iterator[None]:
         tracemalloc.stop()
 
 
-def predictions(num_images: int, num_classes: int = 0, num_dimensions: int = 0) -> Predictions:
+def predictions(
+    num_images: int, num_classes: int = 0, num_dimensions: int = 0, num_heads: int = 0
+) -> Predictions:
     rng = np.random.default_rng(num_images)
-    scores, classes, embeddings = (
-        rng.random((num_images, columns), np.float32) for columns in (1, num_classes, num_dimensions)
-    )
+    widths = (1, num_classes, num_dimensions, num_heads)
+    scores, classes, embeddings, others = (rng.random((num_images, width), np.float32) for width in widths)
     return Predictions(
         scores[:, 0],
         classes if num_classes else None,
         embeddings if num_dimensions else None,
         encode_seconds=0.25,
         batch_slots=16.0,
+        other_scores=others if num_heads else None,
     )
 
 
@@ -113,10 +115,13 @@ def test_json_arrives_as_it_was_sent(pair: Pair) -> None:
 @pytest.mark.parametrize("num_images", [1, 2, 64])
 @pytest.mark.parametrize("num_classes", [0, 1, 4])
 @pytest.mark.parametrize("num_dimensions", [0, 1, 512])
-def test_predictions_arrive_to_the_last_bit(num_images: int, num_classes: int, num_dimensions: int) -> None:
-    sent = predictions(num_images, num_classes, num_dimensions)
+@pytest.mark.parametrize("num_heads", [0, 1, 2])
+def test_predictions_arrive_to_the_last_bit(
+    num_images: int, num_classes: int, num_dimensions: int, num_heads: int
+) -> None:
+    sent = predictions(num_images, num_classes, num_dimensions, num_heads)
     got = frames.read_scores(scores_payload(sent), num_images)
-    for name in ("nsfw_scores", "class_scores", "embeddings"):
+    for name in ("nsfw_scores", "class_scores", "embeddings", "other_scores"):
         one, other = getattr(sent, name), getattr(got, name)
         assert (one is None) == (other is None), name
         assert one is None or (one.dtype == other.dtype and np.array_equal(one, other)), name
@@ -196,7 +201,7 @@ def test_what_is_no_json_object_is_a_frame_error(payload: bytes) -> None:
         frames.read_json(payload)
 
 
-VALID = scores_payload(predictions(3, 2, 4))
+VALID = scores_payload(predictions(3, 2, 4, 1))
 
 
 @settings(max_examples=300, deadline=None)
@@ -212,13 +217,23 @@ def test_mutated_scores_are_a_frame_error_or_have_the_right_shape(data: st.DataO
         assert got.nsfw_scores.shape == (3,)
         assert got.class_scores is None or len(got.class_scores) == 3
         assert got.embeddings is None or len(got.embeddings) == 3
+        assert got.other_scores is None or len(got.other_scores) == 3
 
 
 @pytest.mark.parametrize(
-    "counts", [(4, 2, 4), (2, 2, 4), (0, 2, 4), (3, 2, 5), (3, 2**32 - 1, 2**32 - 1), (2**32 - 1, 2, 4)]
+    "counts",
+    [
+        (4, 2, 1, 4),
+        (2, 2, 1, 4),
+        (0, 2, 1, 4),
+        (3, 2, 1, 5),
+        (3, 2, 2, 4),
+        (3, 2**32 - 1, 2**32 - 1, 2**32 - 1),
+        (2**32 - 1, 2, 1, 4),
+    ],
 )
-def test_counts_that_do_not_fit_are_a_frame_error(counts: tuple[int, int, int]) -> None:
-    payload = struct.pack("<III", *counts) + VALID[12:]
+def test_counts_that_do_not_fit_are_a_frame_error(counts: tuple[int, int, int, int]) -> None:
+    payload = struct.pack("<IIII", *counts) + VALID[16:]
     with small_memory(), pytest.raises(FrameError, match="expected the scores of 3 images"):
         frames.read_scores(payload, 3)
 

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nsfw_spark.errors import DeviceError
+from nsfw_spark.errors import DeviceError, WeightsError
 from nsfw_spark.host import HostedModel, HostSpec, HostUnavailableError, Owner, frames
 from nsfw_spark.host.frames import Kind
 from nsfw_spark.host.home import Home
-from nsfw_spark.model import Predictions, load_model
+from nsfw_spark.model import ModelSpec, Predictions, load_model
 from nsfw_spark.model_card import load_card
 from nsfw_spark.scorer import Scorer
 from tests.conftest import PHOTOS
@@ -72,6 +72,7 @@ def test_scores_are_those_of_this_process_to_the_last_bit(shared: FakeExecutor) 
     here = load_model(spec.model)
     with HostedModel(spec) as hosted:
         assert (hosted.fingerprint, hosted.device, hosted.batch_size) == (here.fingerprint, "cpu", 16)
+        assert hosted.self_check == here.self_check != None  # noqa: E711 - all three
         for one, other in zip(hosted.predict_each(batches), here.predict_each(batches), strict=True):
             assert np.array_equal(one.nsfw_scores, other.nsfw_scores)
             assert one.class_scores is None
@@ -209,6 +210,31 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
 
 
+def test_two_models_of_a_cascade_share_one_host(executor: FakeExecutor) -> None:
+    """Of one card each, with another size of image: what is one's is not the other's."""
+    small, large = (
+        card(preprocessing={"size": size}, encoder={"weights": {"random": size}}) for size in (8, 16)
+    )
+    spec = executor.spec(small, second=ModelSpec(large, device="cpu"))
+    here = [load_model(model) for model in spec.models]
+    with HostedModel(spec, place=0) as first, HostedModel(spec, place=1) as second:
+        for place, (hosted, model) in enumerate(zip((first, second), here, strict=True)):
+            batches = batches_of(3, size=spec.models[place].card.preprocessing.size)
+            assert scores_of(hosted, batches) == scores_of(model, batches)
+            assert hosted.fingerprint == model.fingerprint
+        assert first.fingerprint != second.fingerprint
+        assert len(executor.hosts()) == 1
+        assert log_of(spec).count("loaded fake on cpu") == 2
+
+
+def test_a_second_model_that_cannot_be_loaded_ends_the_host_with_its_reason(executor: FakeExecutor) -> None:
+    absent = card(encoder={"weights": {"path": "/absent/weights", "random": None}})
+    spec = executor.spec(second=ModelSpec(absent, device="cpu"))
+    with pytest.raises(WeightsError, match="/absent/weights"):
+        HostedModel(spec, place=1)
+    until(lambda: not executor.hosts())
+
+
 def test_a_task_loads_no_model_library(shared: FakeExecutor) -> None:
     spec = json.dumps(shared.spec(load_card("open-nsfw"), num_threads=2).as_json())
     done = subprocess.run([sys.executable, "-c", TASK, spec], check=False, timeout=2 * WAIT)
@@ -246,12 +272,11 @@ def test_a_part_may_be_larger_than_the_hosts_batches_are_by_now(
 def test_a_device_without_room_for_one_image_is_an_error_that_says_so(
     executor: FakeExecutor, tmp_path: Path
 ) -> None:
+    """When the model is loaded: it scores the built-in test image then."""
     spec = executor.spec(brightness_card(tmp_path / "model.onnx", capacity=0))
-    with HostedModel(spec) as hosted:
-        host = host_of(spec)
-        with pytest.raises(DeviceError, match="a batch of 1 images does not fit into cpu"):
-            scores_of(hosted, batches_of(3, size=8))
-        assert executor.hosts() == [host], "it goes on"
+    with pytest.raises(DeviceError, match="a batch of 1 images does not fit into cpu"):
+        HostedModel(spec)
+    until(executor.is_clean)
 
 
 def test_its_directory_is_closed_to_others(shared: FakeExecutor) -> None:
@@ -312,7 +337,8 @@ def key_of(spec: HostSpec) -> str:
 def ready(spec: HostSpec) -> socket.socket:
     """Return a connection that was welcome, and may send pixels."""
     connection = connected(spec)
-    frames.send_json(connection, Kind.HELLO, version=frames.VERSION, key=key_of(spec), task="a test")
+    hello = {"version": frames.VERSION, "key": key_of(spec), "task": "a test", "model": 0}
+    frames.send_json(connection, Kind.HELLO, **hello)
     kind = Kind.HELLO
     while kind != Kind.READY:
         header = frames.receive_header(connection)

@@ -192,11 +192,9 @@ def test_a_host_that_hangs_is_replaced_when_a_task_comes(executor: FakeExecutor)
 
 
 def test_a_model_that_breaks_is_an_error_that_says_how(executor: FakeExecutor, tmp_path: Path) -> None:
-    good = brightness_card(tmp_path / "model.onnx")
-    size = good.preprocessing.model_copy(update={"size": 9})  # which the graph does not take
-    spec = executor.spec(good.model_copy(update={"preprocessing": size}))
-    with HostedModel(spec) as hosted, pytest.raises(DeviceError, match=r"(?s)twice.*model broke.*dimensions"):
-        scores_of(hosted, batches_of(1, size=9))
+    spec = executor.spec(brightness_card(tmp_path / "model.onnx", breaks=True))
+    with HostedModel(spec) as hosted, pytest.raises(DeviceError, match=r"(?s)twice.*model broke.*reshape"):
+        scores_of(hosted, batches_of(1, size=8))
     until(lambda: not executor.hosts())
 
 
@@ -294,6 +292,8 @@ def broken_spec(executor: FakeExecutor, what: str, tmp_path: Path) -> HostSpec:
             return replace(spec, model=replace(spec.model, device="cuda"))
         case "wrong card":
             return executor.spec(card(encoder={"embedding_dim": 5}))
+        case "defect":
+            return executor.spec(card(encoder={"weights": {"random": -1}}))  # numpy refuses such a seed
         case _:
             onnx = brightness_card(tmp_path / "model.onnx").encoder
             weights = onnx.weights.model_copy(update={"path": garbage})
@@ -308,7 +308,8 @@ def broken_spec(executor: FakeExecutor, what: str, tmp_path: Path) -> HostSpec:
         ("absent weights", WeightsError, "there is no such file"),
         ("no GPU", DeviceError, "device cuda was asked for"),
         ("wrong card", ConfigError, "the head expects embeddings of 768 numbers"),
-        ("damaged graph", NsfwSparkError, "unexpected InvalidProtobuf in the model host"),
+        ("damaged graph", WeightsError, "is not an ONNX model that can be run"),
+        ("defect", NsfwSparkError, "unexpected ValueError in the model host"),
     ],
 )
 def test_what_is_wrong_with_the_model_is_the_error_of_each_task(

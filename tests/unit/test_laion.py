@@ -1,4 +1,4 @@
-"""LAION's archives: the numbers in them give the original's scores, and damage is a `WeightsError`."""
+"""LAION's archives: what is in them gives the original's scores, and damage is a `WeightsError`."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nsfw_spark.encoders import Encoded
+from nsfw_spark.dense import LaionNetwork
 from nsfw_spark.errors import WeightsError
-from nsfw_spark.heads import DenseHead
-from nsfw_spark.laion import read_head
+from nsfw_spark.laion import read_head, read_vocabularies
 
 DATA = Path(__file__).parents[1] / "data"
 ARCHIVES = Path(str(resources.files("nsfw_spark") / "models" / "laion"))
 L14 = ARCHIVES / "clip_autokeras_binary_nsfw.zip"
 B32 = ARCHIVES / "clip_autokeras_nsfw_b32.zip"
 INDEX, NUMBERS = "variables/variables.index", "variables/variables.data-00000-of-00001"
+GRAPH = "saved_model.pb"
 
 with zipfile.ZipFile(B32) as _archive:
     B32_MEMBERS = {
         part: next(_archive.read(name) for name in _archive.namelist() if name.endswith(part))
-        for part in (INDEX, NUMBERS)
+        for part in (INDEX, NUMBERS, GRAPH)
     }
 B32_BYTES = B32.read_bytes()
 
@@ -46,15 +46,80 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("laion") / "head.zip"
 
 
-# What the vocabulary lookup, which is left out, moves at most: see `DenseHead`.
+# What the vocabulary lookup, which is left out, moves at most: see docs/heads.md.
 @pytest.mark.parametrize(("path", "golden", "tolerance"), [(L14, "l14", 5e-5), (B32, "b32", 2e-4)])
 def test_scores_are_those_of_the_original_model(path: Path, golden: str, tolerance: float) -> None:
     with np.load(DATA / f"golden-{golden}.npz") as vectors:
         embeddings, expected = vectors["embeddings"], vectors["scores"]
-    scores = DenseHead(read_head(path)).score(Encoded(embeddings)).nsfw_scores
+    scores = LaionNetwork(read_head(path)).scores(embeddings)
     assert scores.dtype == np.float32
     assert np.ptp(expected) > 0.9, "scores all over (0, 1) are compared"
     np.testing.assert_allclose(scores, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 256])
+@pytest.mark.parametrize(
+    ("path", "golden"),
+    [(L14, "l14"), (L14, "l14-f16grid"), (B32, "b32"), (B32, "b32-f16grid")],
+    ids=["l14", "l14 float16", "b32", "b32 float16"],
+)
+def test_exact_scores_are_the_original_models_to_a_millionth(
+    path: Path, golden: str, batch_size: int
+) -> None:
+    with np.load(DATA / f"golden-{golden}.npz") as vectors:
+        embeddings, expected = vectors["embeddings"].astype(np.float32), vectors["scores"]
+    network = LaionNetwork(read_head(path), read_vocabularies(path))
+    batches = [embeddings[at : at + batch_size] for at in range(0, len(embeddings), batch_size)]
+    scores = np.concatenate([network.scores(batch) for batch in batches])
+    assert np.ptp(expected) > 0.9, "scores all over (0, 1) are compared"
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("path", "golden", "least"), [(L14, "l14", 0.05), (B32, "b32", 0.1)])
+def test_of_float16_embeddings_plain_scores_are_others(path: Path, golden: str, least: float) -> None:
+    """As of every port. Else the test above would show nothing."""
+    with np.load(DATA / f"golden-{golden}-f16grid.npz") as vectors:
+        embeddings, expected = vectors["embeddings"].astype(np.float32), vectors["scores"]
+        of_the_port = vectors["scores_port"]
+    scores = LaionNetwork(read_head(path)).scores(embeddings)
+    np.testing.assert_allclose(scores, of_the_port, rtol=0, atol=2e-6)
+    assert np.abs(scores - expected).max() > least
+
+
+@pytest.mark.parametrize(
+    ("path", "golden", "sizes"),
+    [
+        (L14, "l14", {180: 10425, 316: 2266, 413: 2190, 440: 2293, 644: 2241}),
+        (B32, "b32", {92: 1566, 133: 747, 312: 745}),
+    ],
+)
+def test_the_vocabularies_give_tensorflows_indices(path: Path, golden: str, sizes: dict[int, int]) -> None:
+    vocabularies = read_vocabularies(path)
+    assert {column: len(vocabulary) for column, vocabulary in vocabularies.items()} == sizes
+    for vocabulary in vocabularies.values():
+        assert list(vocabulary.values()) == list(range(1, len(vocabulary) + 1))
+    with np.load(DATA / f"golden-{golden}-f16grid.npz") as vectors:
+        embeddings, expected = vectors["embeddings"], vectors["token_index"]
+    found = [
+        [vocabulary.get(f"{row[column]:f}", 0) for column, vocabulary in vocabularies.items()]
+        for row in embeddings
+    ]
+    assert found == expected.tolist()
+    assert (expected > 0).mean() > 0.5, "most are found"
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [None, b"", b"garbage", B32_MEMBERS[GRAPH][:60_000], bytes(17 << 20)],
+    ids=["absent", "empty", "garbage", "cut", "too-large"],
+)
+def test_an_archive_without_its_vocabularies_is_a_weights_error(file: Path, graph: bytes | None) -> None:
+    file.write_bytes(archive({**B32_MEMBERS, **({GRAPH: graph} if graph is not None else {})}))
+    if graph is None:
+        file.write_bytes(archive({name: B32_MEMBERS[name] for name in (INDEX, NUMBERS)}))
+    assert read_head(file).layers, "the rest is whole"
+    with pytest.raises(WeightsError, match=r"head\.zip is not one of LAION's"):
+        read_vocabularies(file)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +223,33 @@ def test_a_layer_without_its_bias_is_a_weights_error(file: Path) -> None:
     assert index != B32_MEMBERS[INDEX]
     file.write_bytes(archive({**B32_MEMBERS, INDEX: index}))
     with pytest.raises(WeightsError, match="bias"):
+        read_head(file)
+
+
+@settings(max_examples=60, deadline=None)
+@given(damage=DAMAGE)
+def test_a_damaged_graph_raises_only_weights_errors(file: Path, damage: list[tuple[int, int]]) -> None:
+    file.write_bytes(archive({**B32_MEMBERS, GRAPH: damaged(B32_MEMBERS[GRAPH][:80_000], damage)}))
+    try:
+        assert len(read_vocabularies(file)) == 3
+    except WeightsError:
+        return
+
+
+def varint(number: int) -> bytes:
+    rest, low = divmod(number, 128)
+    return bytes([low | 128]) + varint(rest) if rest else bytes([low])
+
+
+def test_an_index_that_names_one_block_over_and_over_is_a_weights_error(file: Path) -> None:
+    """Few bytes, many entries: five thousand of the same block of one entry without a value."""
+    restarts = bytes(4) + (1).to_bytes(4, "little")
+    block = bytes([0, 1, 0]) + b"a" + restarts
+    places = (bytes([0, 1, 2]) + b"k" + varint(0) + varint(len(block))) * 5000 + restarts
+    handles = varint(0) * 2 + varint(len(block) + 5) + varint(len(places))
+    table = block + bytes(5) + places + bytes(5) + handles.ljust(40, b"\0") + B32_MEMBERS[INDEX][-8:]
+    file.write_bytes(archive({**B32_MEMBERS, INDEX: table}))
+    with pytest.raises(WeightsError, match="more than 4096 entries"):
         read_head(file)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -122,7 +123,11 @@ def test_costs_are_shared_by_rows() -> None:
     whole = Predictions(
         arrays[0][:, 0], arrays[1], arrays[2], encode_seconds=8.0, batch_slots=16.0, wait_seconds=4.0
     )
+    assert whole.rows(2, 5).other_scores is None
+    whole = replace(whole, other_scores=arrays[1])
     part = whole.rows(2, 5)
+    assert part.other_scores is not None
+    assert np.array_equal(part.other_scores, arrays[1][2:5])
     assert part.nsfw_scores.tolist() == [2, 3, 4]
     assert part.class_scores is not None
     assert np.array_equal(part.class_scores, arrays[1][2:5])

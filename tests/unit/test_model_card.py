@@ -10,7 +10,7 @@ import yaml
 
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.model_card import ModelCard, built_in_models, load_card
-from tests.fakes import card, card_content
+from tests.fakes import card, card_content, perceptron
 
 CHECKSUMS = {"encoder": "a" * 64, "head": "b" * 64}
 
@@ -40,7 +40,9 @@ def test_a_built_in_card_loads_under_its_name(name: str) -> None:
 
 
 def test_the_built_in_cards_are_known() -> None:
-    assert {"laion-vit-b-32", "laion-vit-l-14", "open-nsfw"} <= set(built_in_models())
+    clip = {"aesthetic-vit-l-14", "laion-vit-b-32", "laion-vit-h-14", "laion-vit-l-14"}
+    classifiers = {"adamcodd-vit-b-384", "falconsai-vit-b-224", "freepik-eva02-b-448", "marqo-vit-tiny-384"}
+    assert clip | classifiers | {"nudenet-320n", "open-nsfw"} == set(built_in_models())
 
 
 @pytest.mark.parametrize("name", ["laion-vit-b-32", "laion-vit-l-14"])
@@ -80,6 +82,11 @@ def test_an_unknown_key_of_a_section_gets_the_nearest_name_of_that_section(
     assert f"{section}.{wrong}: unknown key, did you mean {near}?" in message(tmp_path, content)
 
 
+def test_an_unknown_key_of_another_head_gets_the_nearest_name(tmp_path: Path) -> None:
+    content = card_content(other_heads={"beauty": {**perceptron(1, [1]), "layer": [1]}})
+    assert "other_heads.beauty.layer: unknown key, did you mean layers?" in message(tmp_path, content)
+
+
 @pytest.mark.parametrize(
     ("changes", "field", "got"),
     [
@@ -89,6 +96,9 @@ def test_an_unknown_key_of_a_section_gets_the_nearest_name_of_that_section(
         ({"encoder": {"precision": "float8"}}, "encoder.precision", "'float8'"),
         ({"encoder": {"weights": {"path": "w", "sha256": "abc"}}}, "encoder.weights.sha256", "'abc'"),
         ({"name": "two words"}, "name", "'two words'"),
+        ({"head": {"head_encoding": "exactly"}}, "head.head_encoding", "'exactly'"),
+        ({"head": {"weights": {"path": "w", "git_sha1": "abc"}}}, "head.weights.git_sha1", "'abc'"),
+        ({"other_heads": {"Two Words": perceptron(1, [1])}}, "other_heads.Two Words", "'Two Words'"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_field(
@@ -113,6 +123,7 @@ def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
         ({}, "got none"),
         ({"file": "f"}, "got none"),
         ({"huggingface": "a/b"}, "huggingface needs `file`"),
+        ({"github": "a/b", "file": "f"}, "github needs `revision`"),
     ],
 )
 def test_weights_come_from_exactly_one_source(tmp_path: Path, weights: dict[str, Any], got: str) -> None:
@@ -127,7 +138,38 @@ def test_weights_come_from_exactly_one_source(tmp_path: Path, weights: dict[str,
         ({"encoder": {"embedding_dim": None}}, "a laion head needs encoder.embedding_dim"),
         ({"head": {"weights": None}}, "library laion needs `weights`"),
         ({"head": {"library": "classes", "classes": ["a"], "score": "probability:b"}}, "'probability:b'"),
+        ({"head": {"score": "linear"}}, "library laion needs `weights` and `score: sigmoid`"),
+        ({"head": perceptron(1, [1], "linear")}, "head.score is linear; expected sigmoid, clamp or"),
+        ({"head": perceptron(1, [])}, "got layers [] and score sigmoid"),
+        ({"head": perceptron(1, [8, 2])}, "library mlp needs `weights`, `layers` such as [256, relu, 16, 1]"),
+        ({"head": perceptron(1, [8, 1, "relu"])}, "got layers [8, 1, 'relu']"),
+        ({"head": perceptron(1, ["relu", 1])}, "got layers ['relu', 1]"),
+        ({"head": perceptron(1, [8, "relu", "relu", 1])}, "got layers [8, 'relu', 'relu', 1]"),
+        ({"head": perceptron(1, [1], "probability:a")}, "and score probability:a"),
+        ({"head": {**perceptron(1, [1]), "weights": None}}, "library mlp needs `weights`"),
+        ({"head": {"layers": [1]}}, "layers are for library mlp; got library laion"),
+        (
+            {"head": {**perceptron(1, [1]), "head_encoding": "exact"}},
+            "head_encoding exact is for library laion",
+        ),
+        ({"other_heads": {"nsfw": perceptron(1, [1])}}, "with names other than nsfw, which is `head`"),
+        (
+            {"other_heads": {"b": {"library": "classes", "classes": ["a"], "score": "probability:a"}}},
+            "other_heads.b has library classes; expected heads of library laion or mlp",
+        ),
+        (
+            {"head": {"library": "classes", "classes": ["a", "b"], "score": "cumulative:a"}},
+            "expected probability:NAME or cumulative:NAME, NAME one of ['b']",
+        ),
+        ({"head": {"library": "classes", "classes": ["a"], "score": "highest:a"}}, "'highest:a'"),
+        ({"head": {"library": "classes", "classes": ["a"], "score": "sigmoid"}}, "'sigmoid'"),
+        ({"head": {"library": "boxes", "classes": ["a"], "score": "highest:a,b"}}, "'highest:a,b'"),
+        ({"head": {"library": "boxes", "classes": ["a"], "score": "highest:,"}}, "'highest:,'"),
+        ({"encoder": {"library": "timm"}}, "a timm encoder ends in classes; head.library is laion"),
         ({"preprocessing": {"resize_to": 200}}, "resize_to is 200; expected at least size, 224"),
+        ({"preprocessing": {"fit": "pad"}}, "got fit pad and resizer simd"),
+        ({"preprocessing": {"resizer": "sampled"}}, "got fit crop and resizer sampled"),
+        ({"preprocessing": {"fit": "pad", "resizer": "sampled"}}, "needs `interpolation: bilinear`"),
     ],
 )
 def test_fields_that_do_not_fit_each_other_are_an_error(
@@ -153,13 +195,18 @@ def test_a_card_cannot_change() -> None:
 
 def test_weights_paths_are_relative_to_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cards").mkdir()
-    weights = {"weights": {"path": "../tower.safetensors"}}
-    path = write(tmp_path / "cards", card_content(encoder=weights, head={"weights": {"path": "head.zip"}}))
+    weights = {"weights": {"path": "towers/tower.safetensors"}}
+    beauty = {**perceptron(1, [1]), "weights": {"path": "beauty.pth"}}
+    content = card_content(
+        encoder=weights, head={"weights": {"path": "head.zip"}}, other_heads={"beauty": beauty}
+    )
+    path = write(tmp_path / "cards", content)
     monkeypatch.chdir(tmp_path)
     loaded = load_card(path.relative_to(tmp_path))
-    assert loaded.encoder.weights.path == tmp_path / "tower.safetensors"
+    assert loaded.encoder.weights.path == tmp_path / "cards" / "towers" / "tower.safetensors"
     assert loaded.head.weights is not None
     assert loaded.head.weights.path == tmp_path / "cards" / "head.zip"
+    assert loaded.weights_sources["beauty_head"].path == tmp_path / "cards" / "beauty.pth"
 
 
 DECISIVE = [
@@ -168,11 +215,22 @@ DECISIVE = [
     {"encoder": {"embedding_dim": 512}},
     {"head": {"library": "classes", "classes": ["a", "b"], "score": "probability:a"}},
     {"head": {"library": "classes", "classes": ["a", "b"], "score": "probability:b"}},
+    {"head": {"head_encoding": "exact"}},
+    {"head": perceptron(1, [1])},
+    {"head": perceptron(1, [1], "clamp")},
+    {"head": perceptron(1, [8, 1])},
+    {"head": perceptron(1, [8, "relu", 1])},
+    {"other_heads": {"beauty": perceptron(1, [1])}},
+    {"other_heads": {"taste": perceptron(1, [1])}},
+    {"other_heads": {"beauty": perceptron(1, [1], "linear")}},
+    {"head": {"library": "classes", "classes": ["a", "b"], "score": "cumulative:b"}},
+    {"head": {"library": "boxes", "classes": ["a", "b"], "score": "highest:b"}},
     {"preprocessing": {"size": 336}},
     {"preprocessing": {"resize_to": 256}},
     {"preprocessing": {"fit": "squash"}},
     {"preprocessing": {"interpolation": "bilinear"}},
     {"preprocessing": {"resizer": "pillow"}},
+    {"preprocessing": {"fit": "pad", "resizer": "sampled", "interpolation": "bilinear"}},
     {"preprocessing": {"jpeg_draft": 2}},
     {"preprocessing": {"jpeg_reencode": True}},
     {"preprocessing": {"channels": "bgr"}},
@@ -193,15 +251,43 @@ def test_every_preprocessing_field_counts_as_decisive() -> None:
     assert tried == set(type(card().preprocessing).model_fields)
 
 
-@pytest.mark.parametrize("part", ["encoder", "head"])
+def test_every_field_of_a_head_counts_as_decisive() -> None:
+    """Weights have a checksum."""
+    tried = {name for changes in DECISIVE for name in changes.get("head", {})}
+    assert tried == set(type(card().head).model_fields)
+
+
+@pytest.mark.parametrize("part", ["encoder", "head", "beauty_head"])
 def test_other_weights_have_another_fingerprint(part: str) -> None:
-    other = card().fingerprint({**CHECKSUMS, part: "c" * 64})
-    assert other != card().fingerprint(CHECKSUMS)
+    two = card(other_heads={"beauty": perceptron(1, [1])})
+    checksums = {**CHECKSUMS, "beauty_head": "d" * 64}
+    assert set(two.weights_sources) == set(checksums)
+    assert two.fingerprint({**checksums, part: "c" * 64}) != two.fingerprint(checksums)
 
 
-@pytest.mark.parametrize("field", ["name", "summary", "source", "licence"])
+def test_a_card_with_several_heads_can_be_a_key() -> None:
+    """Caches of loaded models are by card."""
+    one, same, other = (card(other_heads={"beauty": perceptron(seed, [1])}) for seed in (1, 1, 2))
+    assert len({one, same, other, card()}) == 3
+
+
+@pytest.mark.parametrize("field", ["name", "summary", "source", "licence", "warning"])
 def test_descriptions_do_not_change_the_fingerprint(field: str) -> None:
     assert card(**{field: "other"}).fingerprint(CHECKSUMS) == card().fingerprint(CHECKSUMS)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"size": {"parameters": 1, "download_mb": 2, "memory_mb": 3}},
+        {"accuracy": [{"measured": "recall", "value": "99 %", "source": "https://example.org"}]},
+        {"bad_at": ["drawings"]},
+        {"encoder": {"tensor_names": "transformers_vit"}},
+        {"encoder": {"activation": "gelu"}},
+    ],
+)
+def test_facts_do_not_change_the_fingerprint(facts: dict[str, Any]) -> None:
+    assert card(**facts).fingerprint(CHECKSUMS) == card().fingerprint(CHECKSUMS)
 
 
 def test_where_weights_come_from_does_not_change_the_fingerprint() -> None:
@@ -212,3 +298,16 @@ def test_where_weights_come_from_does_not_change_the_fingerprint() -> None:
 def test_only_a_card_with_random_weights_says_so() -> None:
     assert card().has_random_weights
     assert not card(encoder={"weights": {"path": "w"}}).has_random_weights
+
+
+def test_of_every_figure_of_accuracy_the_source_is_known() -> None:
+    figures = [figure for name in built_in_models() for figure in load_card(name).accuracy]
+    assert figures
+    assert all(figure.source.startswith("https://") for figure in figures)
+
+
+def test_an_unknown_key_in_a_list_gets_the_nearest_name(tmp_path: Path) -> None:
+    figure = {"measured": "recall", "values": "99 %", "source": "https://example.org"}
+    assert "accuracy.0.values: unknown key, did you mean value?" in message(
+        tmp_path, card_content(accuracy=[figure])
+    )

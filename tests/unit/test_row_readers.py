@@ -23,6 +23,18 @@ def listed(paths: list[str]) -> pa.RecordBatch:
     )
 
 
+def test_a_file_that_is_too_long_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "long.jpg").open("wb") as file:
+        file.truncate(1 << 40)  # a hole: it takes no room, and memory for nobody
+    (tmp_path / "short.jpg").write_bytes(b"abc")
+    uris = [f"file:{tmp_path}/{name}.jpg" for name in ("long", "short")]
+    (chunk,) = LocalFileReader(max_bytes=3).read(iter([listed(uris)]))
+    long, short = chunk.contents
+    assert isinstance(long, ImageError)
+    assert (long.status, short) == ("too_large", b"abc")
+    assert f"{1 << 40} bytes, more than max_bytes = 3 (--max-bytes)" in long.message
+
+
 def test_files_are_read_by_hadoops_names(tmp_path: Path) -> None:
     (tmp_path / "a b%20#+.jpg").write_bytes(b"bytes")
     (chunk,) = LocalFileReader().read(iter([listed([f"file:{tmp_path}/a b%20#+.jpg"])]))

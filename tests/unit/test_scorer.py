@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from nsfw_spark import ConfigError, ImageScore, Scorer, WeightsError, load_scorer
+from nsfw_spark.encoders import Encoded
 from nsfw_spark.errors import ImageError, ImageHeader
+from nsfw_spark.heads import Scored
 from nsfw_spark.model import Model, ModelSpec, load_model
 from tests.conftest import PHOTOS, grey, jpeg, png
-from tests.fakes import FakeEncoder, FakeHead, card, card_content
+from tests.fakes import FakeEncoder, FakeHead, card, card_content, perceptron
 
 GREYS = {value: grey(value) for value in range(0, 256, 5)}
 BAD = {None: "missing", b"": "undecodable", b"text": "undecodable", b"%PDF-1.7": "unsupported"}
@@ -29,6 +31,54 @@ BAD = {None: "missing", b"": "undecodable", b"text": "undecodable", b"%PDF-1.7":
 def fake_scorer(batch_size: int = 4, broken_above: float = 1.0) -> tuple[Scorer, FakeEncoder]:
     encoder = FakeEncoder()
     return Scorer(card(), Model(encoder, FakeHead(broken_above), "fingerprint", batch_size)), encoder
+
+
+def test_scores_of_other_heads_come_by_name() -> None:
+    heads = {"beauty": perceptron(1, [4, 1], "linear"), "size": perceptron(2, [1])}
+    several = card(other_heads=heads)
+    scores = Scorer(several, load_model(ModelSpec(several, batch_size=3))).score(
+        [png(), b"text", png(seed=1)]
+    )
+    assert [score.status for score in scores] == ["ok", "undecodable", "ok"]
+    assert [score.other_scores and list(score.other_scores) for score in scores] == [
+        ["beauty", "size"],
+        None,
+        ["beauty", "size"],
+    ]
+    assert scores[0].other_scores != scores[2].other_scores
+    alone = Scorer(card(), load_model(ModelSpec(card(), batch_size=3))).score([png()])[0]
+    assert alone.nsfw_score == pytest.approx(scores[0].nsfw_score, abs=1e-6)
+    assert alone.other_scores is None
+
+
+class TwoHeads(FakeHead):
+    """The head `inverse` says 1 / (1 - brightness), the head `same` the brightness."""
+
+    def score(self, encoded: Encoded) -> Scored:
+        brightness = super().score(encoded).nsfw_scores
+        with np.errstate(divide="ignore"):
+            return Scored(brightness, other_scores=np.stack([1 / (1 - brightness), brightness], axis=1))
+
+
+def test_an_image_to_which_another_head_gives_no_number_has_no_score() -> None:
+    two = card(other_heads={"inverse": perceptron(1, [1]), "same": perceptron(2, [1])})
+    scorer = Scorer(two, Model(FakeEncoder(), TwoHeads(), "fingerprint", 4))
+    good, white = scorer.score([grey(51), grey(255)])
+    assert good.other_scores == pytest.approx({"inverse": 1.25, "same": 0.2}, abs=1e-6)
+    assert (white.status, white.nsfw_score, white.other_scores) == ("not_finite", None, None)
+    assert white.error == "the model fake gave inf as inverse_score for this image"
+
+
+def test_heads_are_chosen_when_the_scorer_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "card.yaml"
+    heads = {"beauty": perceptron(1, [1]), "size": perceptron(2, [1])}
+    path.write_text(yaml.safe_dump(card_content(other_heads=heads)))
+    chosen, every = load_scorer(path, heads=["nsfw", "size"]), load_scorer(path)
+    for scorer, names in ((chosen, ["size"]), (every, ["beauty", "size"])):
+        (score,) = scorer.score([png()])
+        assert score.other_scores is not None
+        assert list(score.other_scores) == names
+    assert chosen.fingerprint != every.fingerprint
 
 
 @settings(max_examples=60, deadline=None)
@@ -118,6 +168,13 @@ def test_too_many_pixels_mark_their_row() -> None:
     scorer = Scorer(card(), Model(FakeEncoder(), FakeHead(), "fingerprint", 4), max_pixels=2399)
     small, large = scorer.score([png(59, 40), png(60, 40)])
     assert (small.status, large.status, large.width) == ("ok", "too_large", 60)
+
+
+def test_too_many_bytes_mark_their_row() -> None:
+    content = png(59, 40)
+    scorer = Scorer(card(), Model(FakeEncoder(), FakeHead(), "fingerprint", 4), max_bytes=len(content))
+    short, long = scorer.score([content, content + b"\0"])
+    assert (short.status, long.status, long.length) == ("ok", "too_large", len(content) + 1)
 
 
 @pytest.mark.parametrize(("batch_size", "expected"), [("auto", 16), (3, 3)])

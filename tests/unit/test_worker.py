@@ -6,6 +6,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,14 +14,18 @@ import pytest
 
 pytest.importorskip("pyspark")
 
-from nsfw_spark import WeightsError
+from nsfw_spark import DeviceError, WeightsError
 from nsfw_spark.model import ModelSpec, load_model
 from nsfw_spark.scorer import Scorer
-from nsfw_spark.spark.worker import ScorerSpec, task_scorer
+from nsfw_spark.spark.scorer_spec import ScorerSpec
+from nsfw_spark.spark.worker import task_scorer
 from tests.conftest import png
 from tests.fakes import card
+from tests.hidden import HIDDEN
 
 MODEL = ModelSpec(card(), device="cpu")
+ALTERED = Path(__file__).parents[1] / "altered"
+"""For the path of processes in which Pillow is to be another version."""
 CONTENTS = [png(seed=1), None, png(seed=2)]
 
 
@@ -49,6 +54,54 @@ def test_another_fingerprint_than_the_drivers_is_refused(host: Literal["auto", "
         pytest.raises(WeightsError, match="driver's another"),
         task_scorer(ScorerSpec(MODEL, host=host), "another"),
     ):
+        pass
+
+
+@pytest.mark.parametrize("host", ["auto", "off"])
+def test_a_model_with_the_same_weights_that_computes_something_else_is_refused(
+    host: Literal["auto", "off"],
+) -> None:
+    model = load_model(MODEL)
+    assert model.self_check is not None
+    same = ScorerSpec(MODEL, host=host, self_check=model.self_check)
+    with task_scorer(same, model.fingerprint) as scorer:
+        assert scorer.self_check == model.self_check
+    other = replace(model.self_check, nsfw_score=model.self_check.nsfw_score + 0.001)
+    with (
+        pytest.raises(DeviceError, match="fake computes other scores here than for the rows that are there"),
+        task_scorer(replace(same, self_check=other), model.fingerprint),
+    ):
+        pass
+
+
+def test_an_executor_with_another_version_of_a_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same card, weights and fingerprint; but in the host's process Pillow's filter is another one."""
+    spec = ModelSpec(card(preprocessing={"resizer": "pillow"}), device="cpu")
+    model = load_model(spec)
+    with task_scorer(ScorerSpec(spec, self_check=model.self_check), model.fingerprint) as scorer:
+        assert scorer.self_check == model.self_check
+    monkeypatch.syspath_prepend(ALTERED)
+    other = replace(spec, batch_size=8)  # of which there is no host yet
+    with (
+        pytest.raises(DeviceError, match="install the same versions"),
+        task_scorer(ScorerSpec(other, self_check=model.self_check), model.fingerprint),
+    ):
+        pass
+
+
+def test_the_limits_are_those_of_the_spec() -> None:
+    expected = load_model(MODEL).fingerprint
+    for limits in ({"max_pixels": 1}, {"max_bytes": 10}):
+        with task_scorer(ScorerSpec(MODEL, host="off", **limits), expected) as scorer:
+            assert "too_large" in {score.status for score in scorer.score(CONTENTS)}
+
+
+def test_a_strict_scorer_is_strict_and_has_a_fingerprint_of_its_own() -> None:
+    model = load_model(MODEL)
+    spec = ScorerSpec(MODEL, host="off", strict=True)
+    with task_scorer(spec, f"{model.fingerprint}-strict") as scorer:
+        assert scorer.score([HIDDEN["animated.gif"].content])[0].frames_scored == 6
+    with pytest.raises(WeightsError, match="has the fingerprint"), task_scorer(spec, model.fingerprint):
         pass
 
 

@@ -1,0 +1,27 @@
+"""Makes Pillow resize with another filter than it is asked for, as another version of a library might.
+
+Python imports this at the start of each process that has this folder on PYTHONPATH: so that executors differ
+as real ones do, and nothing in the package knows of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image
+
+_as_asked = Image.Image.resize
+
+
+def _resize(
+    self: Image.Image,
+    size: Any,  # noqa: ANN401 - as Pillow has it
+    resample: Any = None,  # noqa: ANN401
+    *args: Any,  # noqa: ANN401
+    **options: Any,  # noqa: ANN401
+) -> Image.Image:
+    other = Image.Resampling.BOX if resample == Image.Resampling.BICUBIC else resample
+    return _as_asked(self, size, other, *args, **options)
+
+
+Image.Image.resize = _resize  # type: ignore[method-assign, assignment]

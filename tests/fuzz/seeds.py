@@ -1,0 +1,153 @@
+"""Seeds: small real files of each kind that a stranger may hand in; all made by code."""
+
+from __future__ import annotations
+
+import io
+import socket
+import tarfile
+import zipfile
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from nsfw_spark.host import frames
+from nsfw_spark.host.frames import Kind
+from nsfw_spark.model import Predictions
+from tests.conftest import encoded, pixels
+from tests.hidden import HIDDEN
+
+LAION = Path(str(resources.files("nsfw_spark") / "models" / "laion" / "clip_autokeras_nsfw_b32.zip"))
+INDEX, NUMBERS = "variables/variables.index", "variables/variables.data-00000-of-00001"
+CARDS = Path(str(resources.files("nsfw_spark") / "models"))
+
+
+def hidden() -> dict[str, bytes]:
+    """Return images of several frames, pages, backgrounds, tiles and thumbnails."""
+    return {name: hidden.content for name, hidden in HIDDEN.items()}
+
+
+def images() -> dict[str, bytes]:
+    """Return an image of each format, in the variants that other code reads."""
+    rgb, sixteen = pixels(48, 32), np.arange(48 * 32, dtype=np.uint16).reshape(32, 48) * 40
+    photo = Image.fromarray(rgb)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return {
+        "jpeg": encoded(rgb, "JPEG", exif=exif, icc_profile=b"\0" * 128, comment=b"why"),
+        "progressive jpeg": encoded(rgb, "JPEG", progressive=True, subsampling=0),
+        "cmyk jpeg": encoded(photo.convert("CMYK"), "JPEG"),
+        "mpo": encoded(rgb, "MPO", **_several()),
+        "png": encoded(rgb, "PNG", dpi=(72, 72)),
+        "palette png": encoded(photo.quantize(16), "PNG", transparency=0, bits=4),
+        "16-bit png": encoded(sixteen, "PNG"),
+        "animated png": encoded(rgb, "PNG", **_several()),
+        "webp": encoded(rgb, "WEBP", exif=exif),
+        "lossless webp": encoded(rgb, "WEBP", lossless=True),
+        "animated webp": encoded(rgb, "WEBP", **_several()),
+        "gif": encoded(rgb, "GIF"),
+        "animated gif": encoded(rgb, "GIF", **_several()),
+        "bmp": encoded(rgb, "BMP"),
+        "palette bmp": encoded(photo.quantize(16), "BMP"),
+        "tiff": encoded(rgb, "TIFF"),
+        "lzw tiff": encoded(rgb, "TIFF", compression="tiff_lzw"),
+        "deflated tiff": encoded(rgb, "TIFF", compression="tiff_adobe_deflate", **_several()),
+        "jpeg tiff": encoded(rgb, "TIFF", compression="jpeg"),
+        "fax tiff": encoded(photo.convert("1"), "TIFF", compression="group4"),
+        "avif": encoded(rgb, "AVIF", exif=exif),
+    }
+
+
+def _several() -> dict[str, Any]:
+    """Return what Pillow's `save` takes for two frames; new ones, for it writes its settings into images."""
+    return {"save_all": True, "append_images": [Image.fromarray(pixels(48, 32, seed=1))]}
+
+
+def tars() -> dict[str, bytes]:
+    """Return tars of images, texts, links and long names, in each compression and dialect."""
+    return {
+        "tar": _tar("w"),
+        "pax tar": _tar("w", format=tarfile.PAX_FORMAT),
+        "old tar": _tar("w", format=tarfile.USTAR_FORMAT),
+        "gzip": _tar("w:gz"),
+        "bzip2": _tar("w:bz2"),
+        "xz": _tar("w:xz"),
+    }
+
+
+def _tar(mode: str, **options: Any) -> bytes:  # noqa: ANN401 - tarfile's
+    buffer = io.BytesIO()
+    link = tarfile.TarInfo("link.png")
+    link.type, link.linkname = tarfile.SYMTYPE, "a.png"
+    with tarfile.open(fileobj=buffer, mode=mode, **options) as archive:  # type: ignore[call-overload]
+        for name in ("a.png", "a.txt", "größe/" + "n" * 90 + ".json", "no-name"):
+            content = encoded(pixels(4, 4), "PNG")
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        archive.addfile(link)
+    return buffer.getvalue()
+
+
+def cards() -> dict[str, bytes]:
+    """Return the built-in cards."""
+    return {path.stem: path.read_bytes() for path in CARDS.glob("*.yaml")}
+
+
+def laion_archives() -> dict[str, bytes]:
+    """Return LAION's smaller head, whole."""
+    return {"zip": LAION.read_bytes()}
+
+
+def laion_indexes() -> dict[str, bytes]:
+    """Return the table of names and places of that head."""
+    return {"index": laion_members()[INDEX]}
+
+
+def laion_members() -> dict[str, bytes]:
+    """Return the two members that are read of that head."""
+    with zipfile.ZipFile(LAION) as archive:
+        names = archive.namelist()
+        return {part: archive.read(next(n for n in names if n.endswith(part))) for part in (INDEX, NUMBERS)}
+
+
+def conversations() -> dict[str, bytes]:
+    """Return what a task and a model host say to each other: a frame of each kind."""
+    one, two = np.array([0.5, 0.25, 1], np.float32), np.ones((3, 2), np.float32)
+    said: dict[str, Callable[[socket.socket], None]] = {
+        "hello": lambda here: frames.send_json(here, Kind.HELLO, version=1, key="k", task="t"),
+        "beat": lambda here: frames.send(here, Kind.BEAT),
+        "pixels": lambda here: frames.send(here, Kind.PIXELS, [np.zeros((2, 4, 4, 3), np.uint8)]),
+        "scores": lambda here: frames.send_scores(here, Predictions(one, two, two, 0.5, 3)),
+        "error": lambda here: frames.send_error(here, ValueError("why")),
+    }
+    return {name: _sent(say) for name, say in said.items()}
+
+
+def _sent(say: Callable[[socket.socket], None]) -> bytes:
+    here, there = socket.socketpair()
+    with here, there:
+        say(here)
+        return there.recv(1 << 16)
+
+
+def npy_files() -> dict[str, bytes]:
+    """Return matrices of floats, row by row, column by column and of foreign byte order; one of objects."""
+    rows = np.arange(24, dtype=np.float32).reshape(6, 4)
+    arrays = {
+        "rows": rows,
+        "columns": np.asfortranarray(rows),
+        "half": rows.astype(np.float16),
+        "big-endian": rows.astype(">f8"),
+        "objects": np.array([[{}, []]], object),
+    }
+    return {name: _npy(array) for name, array in arrays.items()}
+
+
+def _npy(array: np.ndarray[Any, Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()

@@ -1,0 +1,91 @@
+"""A store that fails: what it gives out in the end is scored, what it never does is a row or a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+from pyspark.sql import Row, SparkSession
+
+from nsfw_spark.errors import StorageError
+from tests.conftest import png
+from tests.spark.conftest import Run, Tables, write_files
+from tests.webhdfs import Fault, FaultyStore
+
+FILES: Final = {f"{i:02}.png": png(seed=i) for i in range(8)} | {"deep/er.png": png(seed=8), "empty.png": b""}
+HUGE: Final = 3 << 30
+"""Bytes: more than Spark reads as one."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files(tmp_path_factory.mktemp("store"), FILES)
+
+
+def by_name(store: FaultyStore, rows: dict[str, Row]) -> dict[str, Row]:
+    return {image_id.removeprefix(f"{store.uri}/"): row for image_id, row in rows.items()}
+
+
+def test_a_file_that_a_store_gives_out_after_some_tries_is_scored(
+    spark: SparkSession, score: Run, folder: Path, tmp_path: Path
+) -> None:
+    with FaultyStore(folder, {"00.png": Fault(503, times=2)}) as store:
+        assert score(store.uri, tmp_path / "out").counts.ok == len(FILES) - 1
+        assert store.asked["OPEN", "00.png"] == 3
+        rows = by_name(store, Tables(spark, tmp_path / "out").rows("image_scores"))
+    assert {name for name, row in rows.items() if row.status != "ok"} == {"empty.png"}
+
+
+def test_each_file_of_a_failing_store_is_one_row(
+    spark: SparkSession, score: Run, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faults = {
+        "01.png": Fault(500),
+        "02.png": Fault(404),  # listed, and gone when it is opened
+        "03.png": Fault(None),
+    }
+    output = tmp_path / "out"
+    with FaultyStore(folder, faults, {"04.png": HUGE}) as store:
+        summary = score(store.uri, output)
+        rows = by_name(store, Tables(spark, output).rows("image_scores"))
+        assert store.asked["OPEN", "04.png"] == 0
+        assert score(store.uri, output).counts.images == 0
+        assert set(rows) == set(FILES)
+        assert summary.counts.images == len(FILES)
+        said = capsys.readouterr().err
+        assert "going on without what cannot be read" in said
+        # The store recovers: what could not be read is tried again when that is asked for, and no more.
+        store.faults = {}
+        assert score(store.uri, output, rescore="changed").counts.images == 3
+        again = by_name(store, Tables(spark, output).rows("image_scores"))
+    bad = {name: row.status for name, row in rows.items() if row.status != "ok"}
+    unread = dict.fromkeys(("01.png", "02.png", "03.png"), "missing")
+    assert bad == {**unread, "04.png": "too_large", "empty.png": "undecodable"}
+    assert all("could not be read" in rows[name].error and rows[name].length is None for name in unread)
+    assert f"{HUGE} bytes, more than max_bytes = 100000000 (--max-bytes)" in rows["04.png"].error
+    assert {name for name, row in again.items() if row.status != "ok"} == {"04.png", "empty.png"}
+
+
+def test_what_cannot_be_listed_or_is_forbidden_ends_the_run_and_the_next_is_complete(
+    spark: SparkSession, score: Run, folder: Path, tmp_path: Path
+) -> None:
+    """Spark passes over no file that Hadoop's client calls forbidden."""
+    output = tmp_path / "out"
+    faults = {
+        "": Fault(500, operation="LISTSTATUS"),
+        "deep": Fault(503, operation="LISTSTATUS"),
+        "05.png": Fault(403),
+    }
+    with FaultyStore(folder, {}) as store:
+        for name, fault in faults.items():
+            store.faults = {name: fault}
+            with pytest.raises(StorageError) as error:
+                score(store.uri, output)
+            assert f"the store answers {fault.status} for /images/{name}" in str(error.value)
+            assert "the same command does the rest" in str(error.value)
+        assert "permission denied: " in str(error.value)
+        assert f"{store.uri}/05.png" in str(error.value)
+        store.faults = {}
+        score(store.uri, output)
+        assert set(by_name(store, Tables(spark, output).rows("image_scores"))) == set(FILES)

@@ -1,0 +1,131 @@
+"""What passes between a scorer and the child that decodes for it: nothing wrong in it is believed."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nsfw_spark.decode import MOST_VIEWS, DecodedImage, View
+from nsfw_spark.errors import ImageError, ImageHeader, NsfwSparkError
+from nsfw_spark.isolation.messages import MessageError, read_reply, receive, reply_of, send
+
+SHAPE = (2, 2, 3)
+HEADER = ImageHeader(60, 40, "PNG")
+PIXELS = bytes(range(12))
+DECODED = {"header": [60, 40, "PNG"], "views": [], "frames": 1}
+
+
+def message(head: bytes, body: bytes = b"") -> bytes:
+    return struct.pack("<IQ", len(head), len(body)) + head + body
+
+
+def test_messages_arrive_whole_and_in_order_and_then_the_end() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, theirs.makefile("rb") as stream:
+        with ours:
+            send(ours, {"number": 1}, b"body")
+            send(ours, {})
+        assert receive(stream, 4) == ({"number": 1}, b"body")
+        assert receive(stream, 0) == ({}, b"")
+        assert receive(stream, 0) is None
+
+
+@pytest.mark.parametrize(
+    "received",
+    [
+        b"\x00",
+        message(b"{}", b"more")[:-1],
+        message(b"{}")[:-1],
+        message(b"{}", b"12345"),
+        message(b" " * 65_537),
+        message(b"[]"),
+        message(b"{"),
+        message(b"[" * 60_000),
+        message(b"\xff"),
+    ],
+    ids=["lengths", "short body", "short head", "long body", "long head", "list", "half", "deep", "no text"],
+)
+def test_what_is_no_message_is_refused(received: bytes) -> None:
+    with pytest.raises(MessageError):
+        receive(io.BytesIO(received), 4)
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        ImageError("undecodable", "damaged: grün", HEADER),
+        ImageError("missing", "no content"),
+    ],
+)
+def test_an_error_arrives_as_it_was(outcome: ImageError) -> None:
+    head, body = reply_of(outcome)
+    found = read_reply(json.loads(json.dumps(head)), bytes(body), SHAPE)
+    assert isinstance(found, ImageError)
+    assert found.args == outcome.args
+
+
+def test_pixels_arrive_as_they_were_though_they_are_a_view() -> None:
+    pixels = np.frombuffer(PIXELS, np.uint8).reshape(SHAPE)[:, ::-1]
+    head, body = reply_of(DecodedImage(pixels, HEADER))
+    found = read_reply(json.loads(json.dumps(head)), bytes(body), SHAPE)
+    assert isinstance(found, DecodedImage)
+    assert np.array_equal(found.pixels, pixels)
+    assert found.header == HEADER
+
+
+def test_a_good_reply_is_not_refused() -> None:
+    """Else the test of those that are refused might refuse all."""
+    assert isinstance(read_reply(DECODED, PIXELS, SHAPE), DecodedImage)
+
+
+def test_views_arrive_in_order_each_with_its_name() -> None:
+    views = [np.full(SHAPE, i, np.uint8) for i in range(3)]
+    further = (View("frame 2", views[1]), View("frame 3, on black", views[2]))
+    head, body = reply_of(DecodedImage(views[0], HEADER, further, 3))
+    found = read_reply(json.loads(json.dumps(head)), bytes(body), SHAPE)
+    assert isinstance(found, DecodedImage)
+    assert [view.name for view in found.views] == ["centre", "frame 2", "frame 3, on black"]
+    assert all(np.array_equal(view.pixels, other) for view, other in zip(found.views, views, strict=True))
+    assert found.num_frames == 3
+
+
+def test_a_defect_is_raised_and_named() -> None:
+    with pytest.raises(NsfwSparkError, match="KeyError: 'size'") as raised:
+        read_reply(*reply_of(KeyError("size")), SHAPE)  # type: ignore[arg-type]
+    assert not isinstance(raised.value, ImageError)
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        ({}, PIXELS),
+        ({"header": None}, PIXELS),
+        ({"header": [60, 40]}, PIXELS),
+        ({"header": ["wide", 40, "PNG"]}, PIXELS),
+        ({"header": 1}, PIXELS),
+        ({"header": [60, 40, "PNG"]}, PIXELS),
+        (DECODED, PIXELS[:-1]),
+        (DECODED, b""),
+        (DECODED, 2 * PIXELS),
+        ({**DECODED, "views": ["frame 2"]}, PIXELS),
+        ({**DECODED, "views": 1}, PIXELS),
+        ({**DECODED, "views": [2]}, 2 * PIXELS),
+        ({**DECODED, "views": ["\ud800"]}, 2 * PIXELS),
+        ({**DECODED, "frames": 0}, PIXELS),
+        ({**DECODED, "frames": MOST_VIEWS + 1}, PIXELS),
+        ({**DECODED, "frames": "1"}, PIXELS),
+        ({"header": None, "status": "ok", "message": ""}, b""),
+        ({"header": None, "status": "fine", "message": ""}, b""),
+        ({"header": None, "status": ["ok"], "message": ""}, b""),
+        ({"header": None, "status": "missing"}, b""),
+    ],
+)
+def test_what_is_no_reply_is_refused(head: dict[str, Any], body: bytes) -> None:
+    with pytest.raises(MessageError):
+        read_reply(head, body, SHAPE)

@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+FUZZ_SECONDS ?= 60
+WORKERS ?= 2
 
 BIN = .venv/bin
 UV_INSTALL = $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt
@@ -12,7 +14,7 @@ UV_INSTALL = $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # checks come before the downloads they would spoil
 
-.PHONY: help demo install check format test test-unit test-spark test-cluster test-gpu bench wheel clean distclean java
+.PHONY: help demo install check audit format test test-unit test-fuzz test-models test-spark test-cluster test-gpu fuzz bench wheel clean distclean java
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -23,21 +25,31 @@ demo: java .venv/.demo  ## Score the images in examples/ on this machine (no GPU
 
 install: .venv/.dev  ## Make .venv with every extra and the development tools (torch: several GB)
 
-check: .venv/.dev  ## Lint, formatting, types, import layers, spelling
+check: .venv/.dev  ## Lint, formatting, types, import layers, spelling, no secrets in files
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@echo codespell; \
-	if git rev-parse --is-inside-work-tree >/dev/null 2>&1; \
-	then git ls-files -z --cached --others --exclude-standard | xargs -0 $(BIN)/codespell; \
-	else $(BIN)/codespell; fi
+	@echo codespell; $(FILES) | xargs -0 $(BIN)/codespell
+	@echo detect-secrets; $(FILES) | xargs -0 $(SECRETS)
+
+FILES = if git rev-parse --is-inside-work-tree >/dev/null 2>&1; \
+  then git ls-files -z --cached --others --exclude-standard; \
+  else find . -path ./.venv -prune -o -type f -print0; fi
+
+# Checksums have as much entropy as keys: the detectors that look for that would find nothing else.
+SECRETS = $(BIN)/detect-secrets-hook --no-verify \
+  --disable-plugin HexHighEntropyString --disable-plugin Base64HighEntropyString \
+  --exclude-lines 'KEY:SECRET@|THE-SECRET'
+
+audit: .venv/.uv  ## Look for known vulnerabilities of the packages in constraints.txt; needs the internet
+	@$(BIN)/uv tool run pip-audit@2.10.1 --disable-pip --no-deps --requirement constraints.txt $(ARGS)
 
 format: .venv/.dev  ## Sort imports, repair what ruff can, format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-test: test-unit test-spark test-cluster  ## All tests that need neither a GPU nor the internet
+test: test-unit test-fuzz test-models test-spark test-cluster  ## All tests that need neither a GPU nor the internet
 
 # A tier without test files is left out, where pytest would exit with 5.
 PYTEST = run_tier() { \
@@ -45,17 +57,32 @@ PYTEST = run_tier() { \
 	  then tier="tests/$$1"; shift; $(BIN)/pytest "$$tier" "$$@" $(ARGS); \
 	  else echo "tests/$$1 has no test files: left out"; fi; }; run_tier
 
-test-unit: .venv/.dev  ## Tests in one process, seconds (make test-unit ARGS='-k decode')
-	@$(PYTEST) unit
+# Files of tests, WORKERS at once: where one waits for a process to start or to end, another goes on. One after
+# the other, to step into one: make test-unit WORKERS=0 ARGS='--pdb -k decode'.
+SIDE_BY_SIDE = --numprocesses $(WORKERS) --dist loadfile
+
+test-unit: .venv/.dev  ## Tests without Spark, minutes (make test-unit ARGS='-k decode')
+	@$(PYTEST) unit $(SIDE_BY_SIDE)
+
+test-fuzz: .venv/.dev  ## Damaged files of each kind, half a minute (FUZZ_EXAMPLES=5000 make test-fuzz: hours)
+	@$(PYTEST) fuzz -m fuzz
+
+test-models: .venv/.dev  ## Real architectures with seeded weights against their authors' code, minutes
+	@$(PYTEST) models -m models
 
 test-spark: java .venv/.dev  ## Tests with Spark in local mode
 	@$(PYTEST) spark -m spark
 
 test-cluster: java .venv/.dev  ## Tests with separate executors and pretended GPUs
-	@$(PYTEST) cluster -m cluster
+	@$(PYTEST) cluster -m cluster $(SIDE_BY_SIDE)
 
 test-gpu: .venv/.dev  ## Tests on a CUDA device; without one, or without tests, this fails
 	@FAIL_WITHOUT_GPU=1 $(BIN)/pytest tests/gpu -m gpu $(ARGS)
+
+fuzz: .venv/.fuzz  ## Look for files that break a reader, FUZZ_SECONDS=60 for each, with atheris (Linux)
+	@for target in $$($(BIN)/python -m tests.fuzz.with_atheris --list); do \
+	  echo "== $$target"; \
+	  $(BIN)/python -m tests.fuzz.with_atheris $$target --seconds $(FUZZ_SECONDS) $(ARGS) || exit 1; done
 
 bench: java .venv/.dev  ## Measure the whole job; prints JSON (options in ARGS)
 	@$(BIN)/python bench/job.py $(ARGS)
@@ -82,6 +109,10 @@ distclean: clean  ## clean, and remove .venv
 .venv/.dev: .venv/.uv pyproject.toml constraints.txt
 	@echo "Installing everything and the development tools into .venv (several GB to download)"
 	@$(UV_INSTALL) -e '.[all]' --group dev
+	@touch $@
+
+.venv/.fuzz: .venv/.dev
+	@$(UV_INSTALL) --group fuzz
 	@touch $@
 
 .venv/.uv:

@@ -152,14 +152,14 @@ def _notebook_udf(card_path: str) -> Callable[..., object]:
         from PIL import Image
 
         from nsfw_spark.encoders import Encoded, load_encoder, unit_length
-        from nsfw_spark.heads import load_head
+        from nsfw_spark.heads import load_heads
         from nsfw_spark.model_card import load_card
         from nsfw_spark.weights import locate_weights
 
         card = load_card(card_path)
         weights = locate_weights(card)
         matrix = torch.from_numpy(load_encoder(card, weights["encoder"], "cpu")._matrix)  # noqa: SLF001
-        head = load_head(card, weights["head"])
+        head = load_heads(card, weights)
         preprocess = image_transform(224, is_train=False)
         for contents in batches:
             images = [preprocess(Image.open(BytesIO(content)).convert("RGB")) for content in contents]

@@ -45,7 +45,7 @@ import pyarrow.parquet as pq
 from images import make_images
 
 from nsfw_spark.encoders import Encoded
-from nsfw_spark.heads import Head, load_head
+from nsfw_spark.heads import Head, load_heads
 from nsfw_spark.model_card import load_card
 from nsfw_spark.options import job_options
 from nsfw_spark.scorer import Scorer, load_scorer
@@ -191,7 +191,7 @@ def _scorer() -> Scorer:
 @lru_cache
 def _head() -> Head:
     card = load_card(_HEAD)
-    return load_head(card, locate_weights(card, parts=["head"])["head"])
+    return load_heads(card, locate_weights(card, parts=["head"]))
 
 
 def _score(contents: Iterator[bytes]) -> int:

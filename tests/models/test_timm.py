@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from nsfw_spark.decode import decode
 from nsfw_spark.encoders import TimmEncoder
 from nsfw_spark.model import ModelSpec, load_model
 from nsfw_spark.model_card import ModelCard, load_card
@@ -38,6 +39,7 @@ FLOAT32, BFLOAT16 = 1e-5, 2e-2
 SPREAD = 0.01
 """The least by which the scores of the images differ, so that one would not pass for another."""
 SEED = 7
+CARDS = ["freepik-eva02-b-448", "marqo-vit-tiny-384", "falconsai-vit-b-224", "adamcodd-vit-b-384"]
 
 
 def photo(name: str) -> bytes:
@@ -206,9 +208,34 @@ def test_a_vits_scores_are_those_of_transformers_pipeline(name: str, tmp_path: P
     assert [score.nsfw_score for score in ours] == [score.class_scores["nsfw"] for score in ours]
 
 
-@pytest.mark.parametrize(
-    "name", ["freepik-eva02-b-448", "marqo-vit-tiny-384", "falconsai-vit-b-224", "adamcodd-vit-b-384"]
-)
+def prepared(name: str, picture: Image.Image) -> np.ndarray[Any, Any]:
+    """Return what a model's authors hand to its network: float32, shape (3, S, S)."""
+    if name in PROCESSORS:
+        processed = ViTImageProcessorPil(**PROCESSORS[name])(picture, return_tensors="np")
+        return np.asarray(processed["pixel_values"][0])
+    with torch.device("meta"):
+        network = timm.create_model(load_card(name).encoder.architecture)
+    transform = create_transform(**resolve_model_data_config(network), is_training=False)
+    return np.asarray(transform(picture))
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_pixels_are_its_authors_to_the_last_bit(name: str) -> None:
+    """Another resizer moves a score by less than the tolerance, and a pixel by one step of 255."""
+    how = load_card(name).preprocessing
+    simd = how.model_copy(update={"resizer": "simd"})
+    mean, std = np.reshape([how.mean, how.std], (2, 3, 1, 1))
+    differs = False
+    for content, picture in zip(CONTENTS, pictures(CONTENTS), strict=True):
+        steps = (prepared(name, picture) * std + mean) * 255
+        np.testing.assert_allclose(steps, steps.round(), rtol=0, atol=1e-3)
+        expected = steps.round().transpose(1, 2, 0)
+        np.testing.assert_array_equal(decode(content, how).pixels, expected)
+        differs |= (decode(content, simd).pixels != expected).any()
+    assert differs  # so that this would notice
+
+
+@pytest.mark.parametrize("name", CARDS)
 def test_a_card_says_how_many_parameters_its_network_has(name: str) -> None:
     model_card = load_card(name)
     with torch.device("meta"):

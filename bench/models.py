@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -59,8 +59,17 @@ def measure(card: ModelCard) -> dict[str, float]:
     seconds = time.process_time() - started
     if any(score.status != "ok" for score in scores):
         raise SystemExit(f"{card.name} has not scored all images")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds_per_image": round(seconds / _NUM_IMAGES, 4), "memory_mb": round(peak / 1e6)}
+    return {"seconds_per_image": round(seconds / _NUM_IMAGES, 4), "memory_mb": round(_peak_bytes() / 1e6)}
+
+
+def _peak_bytes() -> int:
+    """Return the most memory this program has had, on Linux.
+
+    Not `getrusage`: what that tells outlives exec, and so has in it the process that made the weights.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    [kilobytes] = re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(kilobytes) * 1024
 
 
 def _with_weights(card: ModelCard, folder: Path) -> ModelCard:

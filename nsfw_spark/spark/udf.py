@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import pandas as pd
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -80,20 +80,20 @@ def score_udf(  # noqa: PLR0913 - all but the first are keywords with defaults
         ConfigError: No such model card, it has no such head or class, or no session to ship weights with.
         WeightsError: Weights absent on the driver, or not the ones that the card pins.
     """
-    card = choose_card(model, heads=heads, score_class=score_class)
-    model_spec = ModelSpec(card, _absolute(model_dir), device, batch_size)
     session = SparkSession.getActiveSession()
     if ship_weights and session is None:
         raise ConfigError("ship_weights needs a running SparkSession, and there is none; make it first")
+    card = choose_card(model, heads=heads, score_class=score_class)
+    first = ModelSpec(card, _absolute(model_dir), device, batch_size)
     spec = ScorerSpec(
-        model_spec,
-        max_pixels,
-        host,
+        first,
+        max_pixels=max_pixels,
         max_bytes=max_bytes,
-        decode_timeout_seconds=decode_timeout_seconds,
-        isolated=session is not None and tries_once(session),
         strict=strict,
-        **second_model(model_spec, second, uncertain),
+        decode_timeout_seconds=decode_timeout_seconds,
+        host=host,
+        **second_model(first, second, uncertain),
+        **_cluster(session),
     )
     spec = replace(spec, delivery=deliver(spec.models, model_source=model_source, ship=ship_weights))
     if session is not None:
@@ -109,7 +109,10 @@ def score_images(  # noqa: PLR0913 - all but the first are keywords with default
     model_dir: str | Path | None = None,
     device: str = "auto",
     batch_size: int | Literal["auto"] = "auto",
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    max_bytes: int = DEFAULT_MAX_BYTES,
     strict: bool = False,
+    decode_timeout_seconds: float = DECODE_TIMEOUT_SECONDS,
     host: Literal["auto", "off"] = "auto",
     score_class: str | None = None,
     second: str | Path | None = None,
@@ -127,7 +130,10 @@ def score_images(  # noqa: PLR0913 - all but the first are keywords with default
         model_dir: Directory with weights, the same on all executors; else the Hugging Face cache.
         device: `auto` (the GPU that Spark assigned, else any, else the CPU), `cpu` or `cuda`.
         batch_size: Images in one forward pass; `auto` is 16 on a CPU, and on a GPU what is found to be fast.
+        max_pixels: Width x height above which an image is `too_large`.
+        max_bytes: Bytes of an encoded image above which it is.
         strict: Score what else an image may show, not its centre alone; the highest score counts.
+        decode_timeout_seconds: An image that takes longer to decode is `crashed`.
         host: `auto`: one model for each GPU of an executor; `off`: one in each Python worker.
         score_class: Class whose score becomes nsfw_score, of a model that has classes; default: the card's.
         second: Another model card, for images whose score by `model` is uncertain.
@@ -144,17 +150,19 @@ def score_images(  # noqa: PLR0913 - all but the first are keywords with default
         InputError: No binary column `content`, or another column has the name of one of ours.
         WeightsError: Weights absent on the driver, or not the ones that the card pins.
     """
-    check_memory(images.sparkSession)
-    card = choose_card(model, heads=heads, score_class=score_class)
-    model_spec = ModelSpec(card, _absolute(model_dir), device, batch_size)
     spark = images.sparkSession
+    check_memory(spark)
+    card = choose_card(model, heads=heads, score_class=score_class)
+    first = ModelSpec(card, _absolute(model_dir), device, batch_size)
     spec = ScorerSpec(
-        model_spec,
-        host=host,
-        host_threads=executor_cores(spark),
-        isolated=tries_once(spark),
+        first,
+        max_pixels=max_pixels,
+        max_bytes=max_bytes,
         strict=strict,
-        **second_model(model_spec, second, uncertain),
+        decode_timeout_seconds=decode_timeout_seconds,
+        host=host,
+        **second_model(first, second, uncertain),
+        **_cluster(spark),
     )
     spec = replace(spec, delivery=deliver(spec.models, model_source=model_source, ship=ship_weights))
     fingerprint = driver_fingerprint(spec)
@@ -183,6 +191,20 @@ def model_columns(model: str, fingerprint: str, run_id: str) -> dict[str, Column
         "run_id": F.lit(run_id),
         "scored_at": F.current_timestamp(),
     }
+
+
+class _Cluster(TypedDict, total=False):
+    """The fields of a `ScorerSpec` that follow from the session."""
+
+    host_threads: int | None
+    isolated: bool
+
+
+def _cluster(session: SparkSession | None) -> _Cluster:
+    """Return what the session says; nothing where there is none yet."""
+    if session is None:
+        return {}
+    return {"host_threads": executor_cores(session), "isolated": tries_once(session)}
 
 
 def _absolute(model_dir: str | Path | None) -> Path | None:

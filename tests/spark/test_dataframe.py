@@ -100,6 +100,19 @@ def test_an_image_that_could_not_be_read_is_missing(contents: DataFrame, card_fi
     assert (row.status, row.nsfw_score, row.length) == ("missing", None, None)
 
 
+@pytest.mark.parametrize("limit", ["max_pixels", "max_bytes"])
+def test_an_image_beyond_a_limit_is_too_large(contents: DataFrame, card_file: str, limit: str) -> None:
+    good = contents.filter(F.col("name") == next(iter(GOOD)))
+    limits: dict[str, Any] = {limit: 10}
+    by_image = score_images(good, model=card_file, **limits).first()
+    by_udf = good.select(score_udf(card_file, **limits)("content").alias("score")).first()
+    assert by_image is not None
+    assert by_udf is not None
+    for score in (by_image, by_udf.score):
+        assert (score.status, score.nsfw_score) == ("too_large", None)
+        assert f"{limit} = 10" in score.error
+
+
 def test_scoring_adds_the_columns_of_image_scores(contents: DataFrame, card_file: str) -> None:
     scored = score_images(contents, model=card_file, run_id="mine")
     assert scored.columns == ["name", "content", *schema.SCORE.names, *schema.MODEL.names]

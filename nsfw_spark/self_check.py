@@ -10,6 +10,7 @@ version of a library, another processor or another precision computes the same w
 from __future__ import annotations
 
 import json
+import platform
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -102,8 +103,8 @@ def check_same(found: SelfCheck | None, expected: SelfCheck, model: str) -> None
     difference = found.difference(expected)
     if difference > allowed:
         raise DeviceError(
-            f"{model} computes other scores here than for the rows that are there: {found.nsfw_score:g} for "
-            f"the built-in test image ({found.precision}), there {expected.nsfw_score:g} "
+            f"{model} computes other scores on {platform.node()} than image_scores has: {found.nsfw_score:g} "
+            f"for the built-in test image ({found.precision}), there {expected.nsfw_score:g} "
             f"({expected.precision}); score and embedding differ by up to {difference:.2g}, expected at most "
             f"{allowed:g}. Weights and card are the same: install the same versions of torch, onnxruntime, "
             "numpy, Pillow and cykooz-resizer on all machines (the table runs has those of earlier runs), or "

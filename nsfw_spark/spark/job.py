@@ -189,10 +189,13 @@ class ScoringJob:
     def _self_check(self, target: Output) -> SelfCheck | None:
         """Return what the model of a target's rows made of the built-in test image.
 
-        Where there are none yet, an executor says what its model makes of it; all others must agree.
+        Where there are none yet, an executor says what its model makes of it; all others must agree. Where
+        they did not, the table has no rows still, and what it says may be the odd one's: it is asked again.
         """
         known = tables.self_check(self.spark, target)
-        if known is not None or isinstance(self.scoring, VectorScoring):
+        if isinstance(self.scoring, VectorScoring):
+            return known
+        if known is not None and not self.spark.table(target.name(IMAGE_SCORES)).isEmpty():
             return known
         return ask_executor(self.spark, self.scoring.spec, self.scoring.fingerprint)
 

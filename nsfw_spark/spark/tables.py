@@ -157,7 +157,7 @@ def ensure_image_scores(
         columns: That the run will write.
         model: Name of the model card.
         fingerprint: The model's.
-        self_check: What it made of the built-in test image; written where the table does not say.
+        self_check: What it made of the built-in test image; None where it is not to be written.
 
     Raises:
         TableError: A column is there with another type, or rows that are there violate a constraint.
@@ -177,7 +177,7 @@ def ensure_image_scores(
         names = ", ".join(field.name for field in missing)
         sys.stderr.write(f"{IMAGE_SCORES} has new columns, null in the rows that were there: {names}\n")
     settings = _settings(spark, name)
-    _set_missing(spark, name, settings, wanted)
+    _set(spark, name, settings, wanted)
     for constraint, condition in _CONSTRAINTS.items():
         if _CONSTRAINT.format(constraint) not in settings:
             _constrain(spark, name, constraint, condition)
@@ -246,13 +246,16 @@ def _settings(spark: SparkSession, name: str) -> dict[str, str]:
     return {row.key: row.value for row in spark.sql(f"SHOW TBLPROPERTIES {name}").collect()}
 
 
-def _set_missing(
-    spark: SparkSession, name: str, settings: Mapping[str, str], wanted: Mapping[str, str]
-) -> None:
-    """Set properties that nobody has set: what somebody chose for the table stays."""
-    missing = [f"'{key}' = '{value}'" for key, value in wanted.items() if key not in settings]
-    if missing:
-        spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ({', '.join(missing)})")
+def _set(spark: SparkSession, name: str, settings: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    """Set properties: ours where they are not so, others where nobody has, for what somebody chose stays."""
+    ours = PROPERTY.format("")
+    other = [
+        f"'{key}' = '{value}'"
+        for key, value in wanted.items()
+        if key not in settings or (key.startswith(ours) and settings[key] != value)
+    ]
+    if other:
+        spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ({', '.join(other)})")
 
 
 def _constrain(spark: SparkSession, name: str, constraint: str, condition: str) -> None:

@@ -36,3 +36,13 @@ def arguments(settings: dict[str, object]) -> str:
 def quick(**settings: object) -> dict[str, str]:
     """Return the environment of a program that starts a quick Spark, with more settings."""
     return {"JDK_JAVA_OPTIONS": OPTIONS, "PYSPARK_SUBMIT_ARGS": arguments({**COLD, **settings})}
+
+
+def together(master: str) -> dict[str, str]:
+    """Return settings of a local-cluster: no task before all executors are there, so that each has some."""
+    num_executors, cores, _ = master.removeprefix("local-cluster[").removesuffix("]").split(",")
+    return {
+        "spark.cores.max": str(int(num_executors) * int(cores)),  # of which the share is counted
+        "spark.scheduler.minRegisteredResourcesRatio": "1.0",
+        "spark.scheduler.maxRegisteredResourcesWaitingTime": "600s",
+    }

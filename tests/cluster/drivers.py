@@ -22,6 +22,7 @@ from nsfw_spark.options import job_options
 from nsfw_spark.spark import score_images
 from nsfw_spark.spark.gpu import task_device
 from nsfw_spark.spark.pipeline import run_job
+from tests import java
 from tests.conftest import grey, png
 
 NUM_IMAGES = 24
@@ -150,7 +151,11 @@ def delivered(
         output: Of that job.
         options: Of `score_images`, or of the job.
     """
-    apart = {"spark.executorEnv.HF_HOME": executors_home, "spark.task.maxFailures": "1"}
+    apart = {
+        "spark.executorEnv.HF_HOME": executors_home,
+        "spark.task.maxFailures": "1",
+        **java.together(master),
+    }
     try:
         if head_only:
             return job(master, apart, model=card, output=output, **options)

@@ -13,13 +13,8 @@ from tests.cluster.conftest import Cluster
 from tests.conftest import png
 from tests.unlike import ALTERED, ONLY, pillow_card
 
+MASTER: Final = "local-cluster[2,1,1024]"
 NUM_IMAGES: Final = 40
-TOGETHER: Final = {
-    # No task before both executors are there, and none tried again, which might be on the other.
-    "spark.scheduler.minRegisteredResourcesRatio": "1.0",
-    "spark.scheduler.maxRegisteredResourcesWaitingTime": "300s",
-    "spark.task.maxFailures": "1",
-}
 
 
 def test_executors_that_differ_end_the_run_and_alike_they_complete_it(cluster: Cluster) -> None:
@@ -28,11 +23,12 @@ def test_executors_that_differ_end_the_run_and_alike_they_complete_it(cluster: C
     for seed in range(NUM_IMAGES):
         (images / f"{seed}.png").write_bytes(png(seed=seed))
     options: dict[str, Any] = {"input": images, "output": output, "model": pillow_card(cluster.folder)}
-    cluster.environment |= java.quick(**TOGETHER)
+    # Tried again, a task might be on the other executor.
+    cluster.environment |= java.quick(**java.together(MASTER), **{"spark.task.maxFailures": "1"})
     alike = dict(cluster.environment)
 
     cluster.environment |= {ONLY: "1", "PYTHONPATH": os.pathsep.join([str(ALTERED), alike["PYTHONPATH"]])}
-    process = cluster.start("job", "local-cluster[2,1,1024]", **options)
+    process = cluster.start("job", MASTER, **options)
     process.communicate()
     said = (cluster.folder / "stderr").read_text(encoding="utf-8")
     assert process.returncode == 1, said
@@ -40,6 +36,6 @@ def test_executors_that_differ_end_the_run_and_alike_they_complete_it(cluster: C
     assert deltalake.DeltaTable(output / "image_scores").to_pyarrow_table().num_rows == 0
 
     cluster.environment = alike
-    assert cluster.run("job", "local-cluster[2,1,1024]", **options)["ok"] == NUM_IMAGES
+    assert cluster.run("job", MASTER, **options)["ok"] == NUM_IMAGES
     scores = deltalake.DeltaTable(output / "image_scores").to_pyarrow_table(columns=["status"])
     assert scores.num_rows == NUM_IMAGES

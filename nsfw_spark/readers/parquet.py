@@ -9,14 +9,8 @@ import pyarrow as pa
 
 from nsfw_spark.errors import ImageError
 from nsfw_spark.readers.chunk import Chunk
-from nsfw_spark.readers.parquet_rows import (
-    PART_BYTES,
-    ParquetColumns,
-    RowColumns,
-    column_type,
-    file_parts,
-    read_part,
-)
+from nsfw_spark.readers.file_parts import RowColumns, file_parts
+from nsfw_spark.readers.parquet_rows import PART_BYTES, ParquetColumns, column_type, read_part
 from nsfw_spark.readers.storage import Storage
 
 __all__ = ["PART_BYTES", "ParquetReader"]

@@ -19,7 +19,8 @@ from nsfw_spark.errors import TableError
 from nsfw_spark.spark.checkpoints import checkpoint_id, last_committed_batch
 from nsfw_spark.spark.faults import RAISED, reason, text_of
 from nsfw_spark.spark.hadoop import file_system
-from nsfw_spark.spark.tables import FILTERED, IMAGE_SCORES, RUNS, Output, at_once, history
+from nsfw_spark.spark.output import FILTERED, IMAGE_SCORES, RUNS, Output
+from nsfw_spark.spark.tables import at_once, history
 
 _DAMAGE: Final = re.compile(
     r"MALFORMED_RECORD_IN_PARSING|DELTA_TRUNCATED_TRANSACTION_LOG|DELTA_VERSIONS_NOT_CONTIGUOUS"

@@ -25,11 +25,12 @@ from nsfw_spark.shards import TEMPORARY, Shard, ShardFormat, ShardWriter
 from nsfw_spark.spark.content import Contents, open_contents
 from nsfw_spark.spark.filtered import Shown, shown_by
 from nsfw_spark.spark.hadoop import delete, file_system, list_names, settings
+from nsfw_spark.spark.output import RUNS, Output
 from nsfw_spark.spark.session import get_session
 from nsfw_spark.spark.sharding import ShardSize, write_shards
 from nsfw_spark.spark.sources import Source, SourceOptions, open_source
 from nsfw_spark.spark.summary import Clock
-from nsfw_spark.spark.tables import PROPERTY, RUNS, Output, last_version
+from nsfw_spark.spark.tables import PROPERTY, last_version
 
 MANIFEST: Final = "manifest.json"
 _UNFINISHED: Final = "_unfinished"

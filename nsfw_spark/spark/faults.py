@@ -19,7 +19,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from nsfw_spark.errors import StorageError
-from nsfw_spark.spark.tables import Output
+from nsfw_spark.spark.output import Output
 
 RAISED: Final = (PySparkException, Py4JError, OSError)
 """What Spark and this machine raise."""

@@ -16,7 +16,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from nsfw_spark.spark import tables
-from nsfw_spark.spark.tables import IMAGE_SCORES, RUNS, Output, history
+from nsfw_spark.spark.output import IMAGE_SCORES, RUNS, Output
+from nsfw_spark.spark.tables import history
 
 _UNREADABLE: Final = (PySparkException, Py4JError)
 _COLUMNS: Final = ("run_id", "status", "scored_at", "model", "model_fingerprint", "_commit_version")

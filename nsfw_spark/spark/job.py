@@ -30,6 +30,7 @@ from nsfw_spark.spark.checkpoints import (
 from nsfw_spark.spark.damage import check_holds
 from nsfw_spark.spark.faults import is_of_a_file, reason
 from nsfw_spark.spark.interrupted import account_for_rescoring
+from nsfw_spark.spark.output import IMAGE_SCORES, Output
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import OBSERVATION, Counts, counting_columns, follow
 from nsfw_spark.spark.reconcile import account_for_skipped
@@ -38,7 +39,6 @@ from nsfw_spark.spark.scoring import ImageScoring, VectorScoring, score_listed
 from nsfw_spark.spark.self_check import ask_executor
 from nsfw_spark.spark.sources import DeltaImages, Limit, ListedFiles, Source, check_ids
 from nsfw_spark.spark.summary import count_run
-from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 from nsfw_spark.spark.udf import model_columns
 
 

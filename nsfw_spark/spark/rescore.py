@@ -16,8 +16,8 @@ from pyspark.sql import functions as F
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.spark.chunks import in_chunks
 from nsfw_spark.spark.hadoop import exists
+from nsfw_spark.spark.output import IMAGE_SCORES, Output
 from nsfw_spark.spark.sources import ListedFiles, Source
-from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 
 _FILES_AT_ONCE: Final = 1_000  # replaced in one commit; their names are part of its condition
 

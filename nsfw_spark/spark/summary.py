@@ -13,9 +13,9 @@ from pyspark.sql import functions as F
 
 import nsfw_spark
 from nsfw_spark.spark import schema, tables
+from nsfw_spark.spark.output import FILTERED, IMAGE_SCORES, Output
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import Counts, row_counts
-from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 from nsfw_spark.stages import Stages
 
 _UNSCORED_SHOWN: Final = 5
@@ -94,7 +94,7 @@ def _unscored(spark: SparkSession, output: Output, run_id: str) -> list[tuple[st
 
 def count_tables(spark: SparkSession, output: Output) -> dict[str, int]:
     """Count the rows of each table that is there; Delta's log knows, no data is read."""
-    names = [name for name in (IMAGE_SCORES, *tables.FILTERED) if output.exists(spark, name)]
+    names = [name for name in (IMAGE_SCORES, *FILTERED) if output.exists(spark, name)]
     counts = tables.at_once(lambda name: spark.table(output.name(name)).count(), names)
     return dict(zip(names, counts, strict=True))
 

@@ -1,7 +1,7 @@
-"""The Delta tables of a job: where they lie, how they are made, checked, and kept in shape.
+"""The Delta tables of a job: how they are made, checked, and kept in shape.
 
 Rows get into `image_scores` through Spark's own streaming sink (`pipeline`), into the three filtered tables
-through `filtered`. This module knows names, places and properties, and nothing of images.
+through `filtered`. This module knows columns and properties, and nothing of images.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from delta import DeltaTable
@@ -18,15 +17,12 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import DataType, StructField, StructType
 
 from nsfw_spark.errors import TableError
-from nsfw_spark.options import JobOptions, absolute_uri, is_schema
 from nsfw_spark.self_check import SelfCheck
 from nsfw_spark.spark import schema
 from nsfw_spark.spark.hadoop import list_names
+from nsfw_spark.spark.output import FILTERED, IMAGE_SCORES, RUNS, Output
 
 T = TypeVar("T")
-IMAGE_SCORES: Final = "image_scores"
-FILTERED: Final = ("safe_images", "flagged_images", "quarantined_images")
-RUNS: Final = "runs"
 PROPERTY: Final = "nsfw_spark.{}"  # of a table: what it was made with
 _SELF_CHECK: Final = "self_check"
 
@@ -45,45 +41,6 @@ _CONSTRAINT: Final = "delta.constraints.{}"  # property in which Delta keeps a c
 # Delta takes null for a violation. NaN is one too: to Spark it is more than any number.
 _CONSTRAINTS: Final = {_SCORE_RANGE: "nsfw_score IS NULL OR ( nsfw_score >= 0 AND nsfw_score <= 1 )"}
 _NOT_IN_NAMES: Final = " ,;{}()\n\t="  # Delta refuses them, as Parquet once did
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where a job's tables lie: in a directory, or in a catalog schema."""
-
-    location: str
-    """URI of the directory, or `catalog.schema`."""
-    checkpoints: str | None
-    """URI of the directory for Spark's checkpoints; a catalog schema has no place of its own for them."""
-
-    @classmethod
-    def of(cls, options: JobOptions) -> Output:
-        """Return the output that the options name."""
-        location = options.output if options.is_schema else absolute_uri(options.output).rstrip("/")
-        if options.checkpoints is not None:
-            return cls(location, absolute_uri(options.checkpoints))
-        return cls(location, None if options.is_schema else f"{location}/_checkpoints")
-
-    @property
-    def is_schema(self) -> bool:
-        """Whether the tables lie in a catalog schema and not in a directory."""
-        return is_schema(self.location)
-
-    def name(self, table: str) -> str:
-        """Return the table's name in SQL, quoted."""
-        if self.is_schema:
-            return f"{self.location}.{table}"
-        return f"delta.`{self.path(table).replace('`', '``')}`"
-
-    def path(self, table: str) -> str:
-        """Return the table's directory, where the output is one."""
-        return f"{self.location}/{table}"
-
-    def exists(self, spark: SparkSession, table: str) -> bool:
-        """Whether the table is there."""
-        if self.is_schema:
-            return bool(spark.catalog.tableExists(self.name(table)))
-        return bool(DeltaTable.isDeltaTable(spark, self.path(table)))
 
 
 def check_output(

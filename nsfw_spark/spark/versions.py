@@ -12,7 +12,8 @@ from pyspark.sql import SparkSession
 
 from nsfw_spark.spark import tables
 from nsfw_spark.spark.hadoop import delete, exists, list_names
-from nsfw_spark.spark.tables import IMAGE_SCORES, PROPERTY, Output
+from nsfw_spark.spark.output import IMAGE_SCORES, Output
+from nsfw_spark.spark.tables import PROPERTY
 
 _FIRST: Final = "1"
 

@@ -1,17 +1,45 @@
-"""What unit tests share: a hub on this machine in the place of the internet."""
+"""What unit tests share: commands, and a hub on this machine in the place of the internet."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import httpx2
 import pytest
 from huggingface_hub import set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 
+from nsfw_spark import cli
 from tests.hub import Hub
+
+
+class Said(NamedTuple):
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Said]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Return a function that runs a command in this process."""
+
+    def command(*arguments: str | Path) -> Said:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(argument) for argument in arguments])
+        assert isinstance(stop.value.code, int)
+        captured = capsys.readouterr()
+        return Said(stop.value.code, captured.out, captured.err)
+
+    return command
 
 
 class _Here(httpx2.HTTPTransport):

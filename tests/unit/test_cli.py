@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,35 +14,9 @@ from nsfw_spark import __version__, cli
 from nsfw_spark.model_card import built_in_models, load_card
 from nsfw_spark.options import JobOptions
 from tests.fakes import card_content
+from tests.unit.conftest import Command, Said
 
 WRONG = 2
-
-
-@dataclass
-class Said:
-    """What a command left behind."""
-
-    status: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Said]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Return a function that runs a command in this process."""
-
-    def command(*arguments: str | Path) -> Said:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        assert isinstance(stop.value.code, int)
-        captured = capsys.readouterr()
-        return Said(stop.value.code, captured.out, captured.err)
-
-    return command
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
 from collections.abc import Callable
@@ -11,34 +12,22 @@ from typing import Final
 import pytest
 import yaml
 
-from nsfw_spark import cli
 from nsfw_spark.model_card import built_in_models
 from nsfw_spark.weights import LOCK_NAME
 from tests.fakes import card_content
 from tests.hub import COMMIT, Hub
+from tests.unit.conftest import Command
 
 CONTENT: Final = b"weights of a tower"
 SHA256: Final = hashlib.sha256(CONTENT).hexdigest()
 FILE: Final = "owner/tower/tower.safetensors"
 WRONG: Final = 2
 
-Said = tuple[int, str, str]
-Command = Callable[..., Said]
-
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
+def command(command: Command) -> Command:
     """Return a function that runs `nsfw-spark models …` in this process."""
-
-    def command(*arguments: str | Path) -> Said:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main(["models", *map(str, arguments)])
-        captured = capsys.readouterr()
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, captured.out, captured.err
-
-    return command
+    return functools.partial(command, "models")
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ test-models: .venv/.dev  ## Real architectures with seeded weights against their
 	@$(PYTEST) models -m models
 
 test-spark: java .venv/.dev  ## Tests with Spark in local mode
-	@$(PYTEST) spark -m spark
+	@$(PYTEST) spark -m spark $(SIDE_BY_SIDE)
 
 test-cluster: java .venv/.dev  ## Tests with separate executors and pretended GPUs
 	@$(PYTEST) cluster -m cluster $(SIDE_BY_SIDE)

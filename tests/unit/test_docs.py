@@ -87,3 +87,17 @@ def test_each_fault_of_the_reliability_page_names_tests_that_there_are() -> None
     for row, names in zip(rows, named, strict=True):
         before = names or before if "the same" in row.split("|")[2] else names
         assert before, row
+
+
+FOLDERS = "nsfw_spark|tests|docs|bench|conf|jobs|notebooks|examples|LICENSES"
+
+
+@pytest.mark.parametrize("page", ["*.md", "docs/*.md", "bench/*.md"])
+def test_each_file_that_a_page_names_is_there(page: str) -> None:
+    named = {
+        name
+        for path in ROOT.glob(page)
+        for name in re.findall(rf"(?<![\w./:-])(?:{FOLDERS})/[\w./-]*[\w/]", path.read_text(encoding="utf-8"))
+    }
+    assert named
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []

@@ -275,7 +275,7 @@ def test_scores_of_embeddings_and_of_images_do_not_mix(run: Run, images: Path, t
 
 
 FORMATS: dict[str, Callable[[Path], Path]] = {
-    "ImageFiles": lambda folder: write_files(folder, {"a.jpg": b"x"}),
+    "ImageFiles": lambda folder: write_files(folder, {"a.jpg": b"x", "b": b"x", "c.txt": b"x"}),
     "Tars": lambda folder: write_files(folder, {"a.tar": b"x", "a.parquet": b"x", "a_stats.json": b"{}"}),
     "ParquetImages": write_parquet,
 }
@@ -287,10 +287,17 @@ def test_auto_looks_what_there_is(spark: SparkSession, tmp_path: Path, name: str
     assert type(open_source(spark, SourceOptions(str(folder)))).__name__ == name
 
 
-def test_auto_refuses_to_choose(spark: SparkSession, tmp_path: Path) -> None:
-    folder = write_files(tmp_path / "input", {"a.jpg": b"x", "b.parquet": b"x"})
+@pytest.mark.parametrize("other", ["b.parquet", "b.tar", "b.npy"])
+def test_auto_refuses_to_choose(spark: SparkSession, tmp_path: Path, other: str) -> None:
+    folder = write_files(tmp_path / "input", {"a.JPG": b"x", other: b"x", "c.txt": b"x"})
     with pytest.raises(InputError, match=r"several formats.*--format"):
         open_source(spark, SourceOptions(str(folder)))
+
+
+def test_embeddings_are_found_among_images(spark: SparkSession, tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "input", {"a.jpg": b"x", "b.npy": b"x"})
+    found = open_source(spark, SourceOptions(str(folder), format="embeddings"))
+    assert type(found).__name__ == "NpyFiles"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pyspark.sql import SparkSession
 
 from nsfw_spark.errors import InputError
 from nsfw_spark.options import absolute_uri
+from nsfw_spark.readers.webdataset import IMAGE_EXTENSIONS
 from nsfw_spark.spark.hadoop import exists
 from nsfw_spark.spark.sources.delta import is_table_name
 from nsfw_spark.spark.sources.listing import files_below
@@ -26,8 +27,10 @@ _BY_SUFFIX: Final = {
     ".npy": "npy",
     ".parquet": "parquet",
 }
-_BESIDE: Final = {"webdataset": {"parquet"}, "npy": {"parquet"}}
-"""What usually lies beside: img2dataset writes a Parquet file a tar, clip-retrieval one a .npy."""
+_IMAGE: Final = "files"
+_OTHER: Final = "other"
+_BESIDE: Final = {"webdataset": {"parquet", _OTHER}, "npy": {"parquet", _OTHER}}
+"""What usually lies beside: img2dataset writes a Parquet file and a JSON a tar, clip-retrieval one a .npy."""
 
 
 def detect_format(spark: SparkSession, options: SourceOptions) -> str:
@@ -45,13 +48,17 @@ def detect_format(spark: SparkSession, options: SourceOptions) -> str:
     found = Counter(_format_of(name) for name in names)
     for main, beside in _BESIDE.items():
         if main in found:
-            found = Counter({name: n for name, n in found.items() if name not in beside | {"files"}})
+            # Images are not passed over in silence; where embeddings are asked for, they are not meant.
+            ignored = beside | {_IMAGE} if options.format == "embeddings" else beside
+            found = Counter({name: n for name, n in found.items() if name not in ignored})
+    if others := found.pop(_OTHER, 0):
+        found[_IMAGE] += others  # of any name: what they hold will be seen
     if len(found) > 1:
         seen = " and ".join(f"{number} of {name}" for name, number in found.most_common())
         raise InputError(
             f"input {options.uri} holds files of several formats ({seen}); expected one. Say which: --format"
         )
-    return next(iter(found), "files")
+    return next(iter(found), _IMAGE)
 
 
 def is_delta(spark: SparkSession, uri: str) -> bool:
@@ -63,4 +70,6 @@ def is_delta(spark: SparkSession, uri: str) -> bool:
 
 
 def _format_of(name: str) -> str:
-    return next((format_ for suffix, format_ in _BY_SUFFIX.items() if name.lower().endswith(suffix)), "files")
+    name = name.lower()
+    other = _IMAGE if name.rpartition(".")[2] in IMAGE_EXTENSIONS else _OTHER
+    return next((format_ for suffix, format_ in _BY_SUFFIX.items() if name.endswith(suffix)), other)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import PIL
 import pytest
+from deltalake import DeltaTable
 from PIL import Image
 
 from nsfw_spark.decode import FORMATS
+from tests import java
 from tests.pillow_suite import outcomes, page, suite
 
-_PAGE = Path(__file__).parents[2] / "docs" / "pillow-suite.md"
+_ROOT = Path(__file__).parents[2]
+_PAGE = _ROOT / "docs" / "pillow-suite.md"
 _NAMES = (".jpg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".mpo")
 _GIGABYTE = 1 << 30
 
@@ -31,6 +37,17 @@ def rows(images: Path) -> list[dict[str, Any]]:
 def test_each_file_is_one_row_with_a_status(images: Path, rows: list[dict[str, Any]]) -> None:
     assert sorted(row["name"] for row in rows) == sorted(path.name for path in images.iterdir())
     assert {row["status"] for row in rows} <= {"ok", "unsupported", "undecodable", "too_large"}
+
+
+def test_a_run_gives_each_file_the_same_status(
+    images: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "nsfw_spark", "run", images, "--output", tmp_path / "out"]
+    options = ["--format", "files", "--model", "open-nsfw", "--max-error-rate", "1"]
+    subprocess.run([*command, *options], check=True, env={**os.environ, **java.quick()}, cwd=_ROOT)
+    table = DeltaTable(tmp_path / "out" / "image_scores").to_pyarrow_table(columns=["image_id", "status"])
+    found = [(row["image_id"].rpartition("/")[2], row["status"]) for row in table.to_pylist()]
+    assert sorted(found) == sorted((row["name"], row["status"]) for row in rows)
 
 
 def test_most_files_with_a_decoded_formats_name_are_ok(rows: list[dict[str, Any]]) -> None:

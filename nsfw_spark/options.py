@@ -5,7 +5,6 @@ Knows neither Spark nor models, so that a wrong option is told in a second and n
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +24,7 @@ from nsfw_spark.cascade import Band
 from nsfw_spark.decode import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.isolation import DECODE_TIMEOUT_SECONDS
-from nsfw_spark.redact import has_credentials, redact
+from nsfw_spark.locations import credentials_problem, is_schema, lies_in
 from nsfw_spark.sections import describe, parse_section
 
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -145,9 +144,21 @@ class JobOptions(BaseModel):
     @field_validator("input", "output", "checkpoints", "content_from", "model_source")
     @classmethod
     def _no_credentials(cls, uri: str | None) -> str | None:
-        if uri is not None and (problem := _credentials(uri)):
+        if uri is not None and (problem := credentials_problem(uri)):
             raise ValueError(problem)
         return uri
+
+    @model_validator(mode="after")
+    def _output_is_not_read(self) -> JobOptions:
+        if self.input is None or self.glob is not None or self.format == "webdataset":
+            return self  # nothing is read but what is named so
+        for place in (self.checkpoints, None if self.is_schema else self.output):
+            if place is not None and lies_in(place, self.input):
+                raise ValueError(
+                    f"{place} lies in the input {self.input}, so that the next run would read what this one "
+                    "writes; expected a place outside of it, or a --glob that names the images, as '*.jpg'"
+                )
+        return self
 
     @model_validator(mode="after")
     def _second_is_for_images(self) -> JobOptions:
@@ -171,22 +182,6 @@ class JobOptions(BaseModel):
     def is_schema(self) -> bool:
         """Whether the output is a catalog schema and not a path."""
         return is_schema(self.output)
-
-
-def is_schema(output: str) -> bool:
-    """Tell `main.safety`, a catalog schema, from a path; write `./main.safety` for a path."""
-    parts = output.split(".")
-    return len(parts) == 2 and all(part.isidentifier() for part in parts)  # noqa: PLR2004
-
-
-def _credentials(uri: str) -> str | None:
-    """Say that a URI carries credentials: they would be part of each image_id, and of Spark's own logs."""
-    if not has_credentials(uri):
-        return None
-    return (
-        f"{redact(uri)} carries credentials; expected a URI without, and them in Spark's configuration "
-        "(fs.s3a.access.key, fs.azure.account.key.…), or none where the machine has an identity"
-    )
 
 
 def job_options(given: Mapping[str, Any], config: Path | None = None) -> JobOptions:
@@ -234,16 +229,3 @@ def _as_written(error: ValidationError, given: Mapping[str, Any], config: Path |
         is_option = config is None or name in given
         said.append(f"--{name.replace('_', '-')}: {problem}" if is_option else f"{config}: {name}: {problem}")
     return "; ".join(said)
-
-
-def absolute_uri(location: str) -> str:
-    """Make a relative local path absolute, `~` included; leave a URI with a scheme as it is.
-
-    Raises:
-        ConfigError: The URI carries credentials.
-    """
-    if problem := _credentials(location):
-        raise ConfigError(problem)
-    if ":/" in location:
-        return location
-    return os.path.abspath(os.path.expanduser(location))  # noqa: PTH100, PTH111 - Path drops a URI's slashes

@@ -19,7 +19,8 @@ from pyspark.sql import functions as F
 
 import nsfw_spark
 from nsfw_spark.errors import InputError, TableError
-from nsfw_spark.options import JobOptions, absolute_uri
+from nsfw_spark.locations import absolute_uri
+from nsfw_spark.options import JobOptions
 from nsfw_spark.readers.storage import HADOOP_PREFIXES, Storage
 from nsfw_spark.shards import TEMPORARY, Shard, ShardFormat, ShardWriter
 from nsfw_spark.spark.content import Contents, open_contents

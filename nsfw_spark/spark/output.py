@@ -8,7 +8,8 @@ from typing import Final
 from delta import DeltaTable
 from pyspark.sql import SparkSession
 
-from nsfw_spark.options import JobOptions, absolute_uri, is_schema
+from nsfw_spark.locations import absolute_uri, is_schema
+from nsfw_spark.options import JobOptions
 
 IMAGE_SCORES: Final = "image_scores"
 FILTERED: Final = ("safe_images", "flagged_images", "quarantined_images")

@@ -67,7 +67,7 @@ def options_of(command: str) -> set[str]:
 def test_a_wrong_option_is_named_with_what_was_got(
     command: Command, tmp_path: Path, arguments: list[str], words: list[str]
 ) -> None:
-    said = command("run", tmp_path, "--output", tmp_path / "out", *arguments)
+    said = command("run", tmp_path / "images", "--output", tmp_path / "out", *arguments)
     assert_is_refused(said, *words)
 
 
@@ -85,7 +85,9 @@ def test_a_missing_input_is_asked_for(command: Command, tmp_path: Path) -> None:
 
 def test_several_wrong_options_are_said_in_one_line(command: Command, tmp_path: Path) -> None:
     wrong = ("--threshold", "2", "--max-error-rate", "3")
-    assert_is_refused(command("run", tmp_path, "--output", "out", *wrong), "--threshold", "--max-error-rate")
+    assert_is_refused(
+        command("run", tmp_path / "images", "--output", "out", *wrong), "--threshold", "--max-error-rate"
+    )
 
 
 @pytest.mark.parametrize("arguments", [["run", "INPUT", "--output", "out", "--model"], ["models", "show"]])
@@ -110,13 +112,15 @@ def test_a_wrong_config_file_is_named_with_what_is_wrong(
     config = tmp_path / "job.yaml"
     if content is not None:
         config.write_bytes(content)
-    said = command("run", tmp_path, "--output", tmp_path / "out", "--config", config)
+    said = command("run", tmp_path / "images", "--output", tmp_path / "out", "--config", config)
     assert_is_refused(said, "job.yaml", *words)
 
 
 @pytest.mark.parametrize("name", ["run", "score"])
 def test_a_schema_needs_checkpoints(command: Command, tmp_path: Path, name: str) -> None:
-    assert_is_refused(command(name, tmp_path, "--output", "main.safety"), "main.safety", "--checkpoints")
+    assert_is_refused(
+        command(name, tmp_path / "images", "--output", "main.safety"), "main.safety", "--checkpoints"
+    )
 
 
 def test_filtering_a_schema_needs_no_checkpoints(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +141,7 @@ def test_missing_weights_are_named_with_where_they_were_looked_for(
 def test_random_weights_are_refused(command: Command, tmp_path: Path) -> None:
     card = tmp_path / "random.yaml"
     card.write_text(yaml.safe_dump(card_content()))
-    said = command("run", tmp_path, "--output", tmp_path / "out", "--model", card)
+    said = command("run", tmp_path / "images", "--output", tmp_path / "out", "--model", card)
     assert_is_refused(said, "random weights", "--allow-random-weights")
 
 
@@ -145,12 +149,12 @@ def test_no_java_is_said_in_a_sentence(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    said = command("run", tmp_path, "--output", tmp_path / "out", "--model", "open-nsfw")
+    said = command("run", tmp_path / "images", "--output", tmp_path / "out", "--model", "open-nsfw")
     assert_is_refused(said, "Java 17", "JAVA_HOME")
 
 
 def test_debug_shows_the_traceback(command: Command, tmp_path: Path) -> None:
-    said = command("run", tmp_path, "--output", tmp_path / "out", "--threshold", "2", "--debug")
+    said = command("run", tmp_path / "images", "--output", tmp_path / "out", "--threshold", "2", "--debug")
     assert said.status == WRONG
     assert "Traceback" in said.err
     assert said.err.splitlines()[-1].startswith("nsfw-spark: --threshold")
@@ -181,7 +185,7 @@ def test_models_list_says_what_has_to_be_known_before_a_model_is_chosen(command:
 
 def test_a_class_that_the_model_has_not_is_refused(command: Command, tmp_path: Path) -> None:
     choice = ("--model", "freepik-eva02-b-448", "--score-class", "highest")
-    said = command("run", tmp_path, "--output", tmp_path / "out", *choice)
+    said = command("run", tmp_path / "images", "--output", tmp_path / "out", *choice)
     assert_is_refused(said, "'highest'", "low, medium, high")
 
 

@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from nsfw_spark.errors import ConfigError
-from nsfw_spark.options import JobOptions, absolute_uri, is_schema, job_options
+from nsfw_spark.locations import absolute_uri, is_schema
+from nsfw_spark.options import JobOptions, job_options
 
 
 @pytest.fixture
@@ -142,3 +143,39 @@ def test_a_policy_on_the_command_line_wins_over_a_threshold_in_the_config_file(c
     config.write_text("output: out\npolicy: strict.sql\n", encoding="utf-8")
     options = job_options({"threshold": 0.3}, config)
     assert (options.policy, options.threshold) == (None, 0.3)
+
+
+INSIDE = [
+    ("photos", "photos/out"),
+    ("photos/", "./photos/2026/../out"),
+    ("photos", "photos"),
+    (".", "out"),
+    ("/photos", "file:///photos/out"),
+    ("file:/photos", "/photos/out"),
+    ("s3a://bucket", "s3a://bucket/photos/out"),
+    ("s3a://bucket/photos/", "s3a://bucket/photos/out"),
+]
+OUTSIDE = [
+    ("photos", "photos-out"),
+    ("photos/a", "photos/out"),
+    ("/photos", "photos/out"),
+    ("out/image_scores", "out"),
+    ("s3a://bucket/photos", "s3a://other/photos/out"),
+    ("/photos", "s3a://photos/out"),
+    ("main.images", "main.safety"),
+]
+
+
+@pytest.mark.parametrize(("images", "output"), INSIDE)
+def test_what_is_written_must_not_lie_where_images_are_listed(images: str, output: str) -> None:
+    with pytest.raises(ConfigError, match=r"lies in the input .*; expected a place outside of it"):
+        job_options({"input": images, "output": output})
+    with pytest.raises(ConfigError, match=r"lies in the input"):
+        job_options({"input": images, "output": "main.safety", "checkpoints": output})
+    for named in ({"glob": "*.jpg"}, {"format": "webdataset"}):
+        job_options({"input": images, "output": output, **named})
+
+
+@pytest.mark.parametrize(("images", "output"), OUTSIDE)
+def test_what_is_written_may_lie_anywhere_else(images: str, output: str) -> None:
+    job_options({"input": images, "output": output})

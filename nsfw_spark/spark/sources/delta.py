@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, FloatType, StructType
 
 from nsfw_spark.errors import InputError
-from nsfw_spark.options import absolute_uri
+from nsfw_spark.locations import absolute_uri
 from nsfw_spark.readers import Reader, VectorReader
 from nsfw_spark.readers.rows import ContentReader
 from nsfw_spark.readers.vectors import VectorColumnReader

@@ -10,7 +10,7 @@ from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
 from nsfw_spark.errors import InputError
-from nsfw_spark.options import absolute_uri
+from nsfw_spark.locations import absolute_uri
 from nsfw_spark.readers.webdataset import IMAGE_EXTENSIONS
 from nsfw_spark.spark.hadoop import exists
 from nsfw_spark.spark.sources.delta import is_table_name

@@ -11,7 +11,7 @@ from typing import Final
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
-from nsfw_spark.options import absolute_uri
+from nsfw_spark.locations import absolute_uri
 from nsfw_spark.readers.storage import Storage
 from nsfw_spark.readers.vectors import NpyReader, ParquetVectorReader, metadata_paths
 from nsfw_spark.spark.hadoop import exists

@@ -294,6 +294,26 @@ def test_auto_refuses_to_choose(spark: SparkSession, tmp_path: Path, other: str)
         open_source(spark, SourceOptions(str(folder)))
 
 
+@pytest.mark.parametrize("suffix", ["tar", "TAR", "tbz2", "Tar.Gz", "txz"])
+def test_tars_are_found_whatever_case_their_names_have(
+    spark: SparkSession, tmp_path: Path, suffix: str
+) -> None:
+    folder = write_files(tmp_path / "input", {f"a.{suffix}": b"x", "tar": b"x"})
+    found = open_source(spark, SourceOptions(str(folder)))
+    assert type(found).__name__ == "Tars"
+    assert [row.path for row in found.batch().collect()] == [f"file:{folder}/a.{suffix}"]
+    assert type(open_source(spark, SourceOptions(f"{folder}/a.{suffix}"))).__name__ == "Tars"
+
+
+def test_a_directory_without_what_is_expected_is_refused(spark: SparkSession, tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "input", {"a.jpg": b"x"})
+    said = r"holds no file that ends in \.tar, \.tar\.gz, .*; expected a directory with tars"
+    with pytest.raises(InputError, match=said):
+        open_source(spark, SourceOptions(str(folder), format="webdataset"))
+    with pytest.raises(InputError, match=r"holds no file that matches \*\.png; expected"):
+        open_source(spark, SourceOptions(str(folder), glob="*.png"))
+
+
 def test_embeddings_are_found_among_images(spark: SparkSession, tmp_path: Path) -> None:
     folder = write_files(tmp_path / "input", {"a.jpg": b"x", "b.npy": b"x"})
     found = open_source(spark, SourceOptions(str(folder), format="embeddings"))

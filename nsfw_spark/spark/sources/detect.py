@@ -14,18 +14,17 @@ from nsfw_spark.locations import absolute_uri
 from nsfw_spark.readers.webdataset import IMAGE_EXTENSIONS
 from nsfw_spark.spark.hadoop import exists
 from nsfw_spark.spark.sources.delta import is_table_name
+from nsfw_spark.spark.sources.embeddings import NpyFiles
 from nsfw_spark.spark.sources.listing import files_below
+from nsfw_spark.spark.sources.parquet import ParquetImages
 from nsfw_spark.spark.sources.source import SourceOptions
+from nsfw_spark.spark.sources.webdataset import Tars
 
 _FILES_SEEN: Final = 1_000
-_BY_SUFFIX: Final = {
-    ".tar": "webdataset",
-    ".tar.gz": "webdataset",
-    ".tgz": "webdataset",
-    ".tar.bz2": "webdataset",
-    ".tar.xz": "webdataset",
-    ".npy": "npy",
-    ".parquet": "parquet",
+_SUFFIXES: Final = {
+    "webdataset": Tars.suffixes,
+    "npy": NpyFiles.suffixes,
+    "parquet": ParquetImages.suffixes,
 }
 _IMAGE: Final = "files"
 _OTHER: Final = "other"
@@ -71,5 +70,7 @@ def is_delta(spark: SparkSession, uri: str) -> bool:
 
 def _format_of(name: str) -> str:
     name = name.lower()
-    other = _IMAGE if name.rpartition(".")[2] in IMAGE_EXTENSIONS else _OTHER
-    return next((format_ for suffix, format_ in _BY_SUFFIX.items() if name.endswith(suffix)), other)
+    for format_, suffixes in _SUFFIXES.items():
+        if name.endswith(tuple(f".{suffix}" for suffix in suffixes)):
+            return format_
+    return _IMAGE if name.rpartition(".")[2] in IMAGE_EXTENSIONS else _OTHER

@@ -27,7 +27,7 @@ class ParquetVectors(ListedParts):
     """Parquet files with a column of embeddings."""
 
     holds = "Parquet files"
-    glob = "*.parquet"
+    suffixes = ("parquet",)
     bytes_per_image = 4_000
     has_vectors = True
 
@@ -52,7 +52,7 @@ class NpyFiles(ListedParts):
     """`.npy` files; what is known of their rows is in a Parquet file beside each."""
 
     holds = ".npy files"
-    glob = "*.npy"
+    suffixes = ("npy",)
     bytes_per_image = 4_000
     has_vectors = True
 

@@ -7,7 +7,7 @@ Spark's binaryFile format lists a directory and, as a stream, remembers what it 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -48,15 +48,15 @@ class ListedFiles(Source):
 
     holds: ClassVar[str] = "files"
     """What the directory is expected to hold, for messages."""
-    glob: ClassVar[str | None] = None
-    """Names of such files; None: any."""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """What the names of such files end in, in any case; empty: any name."""
     bytes_per_image: ClassVar[int | None] = None
     """About; None where a file is one image."""
     columns_read: ClassVar[tuple[str, ...]] = LISTED
 
     def __init__(self, spark: SparkSession, options: SourceOptions) -> None:
         self.spark = spark
-        self._glob = options.glob or self.glob
+        self._glob = options.glob or (_ending_in(self.suffixes) if self.suffixes else None)
         self.uri = self._checked(options)
 
     def stream(self, limit: Limit) -> DataFrame:
@@ -122,7 +122,8 @@ class ListedFiles(Source):
 
     def _checked(self, options: SourceOptions) -> str:
         """Make sure that there is something to list, without listing it all; return the full URI."""
-        matching = f" that matches {self._glob}" if self._glob else ""
+        ending = f" that ends in .{', .'.join(self.suffixes)}" if self.suffixes else ""
+        matching = f" that matches {options.glob}" if options.glob else ending
         try:
             files, path = file_system(self.spark, absolute_uri(options.uri))
             files.getFileStatus(path)
@@ -158,6 +159,15 @@ class ListedFiles(Source):
         if self._glob is not None:
             options["pathGlobFilter"] = self._glob
         return options
+
+
+def _ending_in(suffixes: Iterable[str]) -> str:
+    """Return a glob of names that end so, in upper or lower case."""
+    in_any_case = (
+        "".join(f"[{char}{char.upper()}]" if char.isalpha() else char for char in suffix)
+        for suffix in suffixes
+    )
+    return f"*.{{{','.join(in_any_case)}}}"
 
 
 def files_below(spark: SparkSession, uri: str, glob: str | None = None) -> Iterator[str]:

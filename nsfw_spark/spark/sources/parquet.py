@@ -60,7 +60,7 @@ class ParquetImages(ListedParts):
     """Parquet files; the image_id is a column's value, or `file#row`."""
 
     holds = "Parquet files"
-    glob = "*.parquet"
+    suffixes = ("parquet",)
     bytes_per_image = 50_000
 
     def __init__(self, spark: SparkSession, options: SourceOptions) -> None:

@@ -25,7 +25,7 @@ class Tars(ListedFiles):
     """Tars, compressed or not; the image_id is `…/x.tar!/entry`."""
 
     holds = "tars"
-    glob = "*.{tar,tar.gz,tgz,tar.bz2,tbz2,tar.xz,txz}"
+    suffixes = ("tar", "tar.gz", "tgz", "tar.bz2", "tbz2", "tar.xz", "txz")
     bytes_per_image = 50_000
     file_column = "source_file"
 

@@ -37,10 +37,15 @@ def absolute_uri(location: str) -> str:
     return os.path.abspath(os.path.expanduser(location))  # noqa: PTH100, PTH111 - Path drops a URI's slashes
 
 
-def lies_in(location: str, directory: str) -> bool:
-    """Whether a path or URI is a directory or something below it; links are not followed."""
+def is_listed_in(location: str, directory: str) -> bool:
+    """Whether a path or URI is a directory, or below it where Spark looks: not in `_…` or `.…`.
+
+    Links are not followed.
+    """
     inner, outer = (_plain(absolute_uri(each)) for each in (location, directory))
-    return f"{inner}/".startswith(f"{outer}/")
+    if not f"{inner}/".startswith(f"{outer}/"):
+        return False
+    return not any(name.startswith(("_", ".")) for name in inner.removeprefix(outer).split("/"))
 
 
 def _plain(uri: str) -> str:

@@ -24,7 +24,7 @@ from nsfw_spark.cascade import Band
 from nsfw_spark.decode import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.isolation import DECODE_TIMEOUT_SECONDS
-from nsfw_spark.locations import credentials_problem, is_schema, lies_in
+from nsfw_spark.locations import credentials_problem, is_listed_in, is_schema
 from nsfw_spark.sections import describe, parse_section
 
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -153,7 +153,7 @@ class JobOptions(BaseModel):
         if self.input is None or self.glob is not None or self.format == "webdataset":
             return self  # nothing is read but what is named so
         for place in (self.checkpoints, None if self.is_schema else self.output):
-            if place is not None and lies_in(place, self.input):
+            if place is not None and is_listed_in(place, self.input):
                 raise ValueError(
                     f"{place} lies in the input {self.input}, so that the next run would read what this one "
                     "writes; expected a place outside of it, or a --glob that names the images, as '*.jpg'"

@@ -154,6 +154,7 @@ INSIDE = [
     ("file:/photos", "/photos/out"),
     ("s3a://bucket", "s3a://bucket/photos/out"),
     ("s3a://bucket/photos/", "s3a://bucket/photos/out"),
+    ("/data/_photos", "/data/_photos/out"),
 ]
 OUTSIDE = [
     ("photos", "photos-out"),
@@ -163,6 +164,8 @@ OUTSIDE = [
     ("s3a://bucket/photos", "s3a://other/photos/out"),
     ("/photos", "s3a://photos/out"),
     ("main.images", "main.safety"),
+    ("photos", "photos/_scores"),
+    ("s3a://bucket/photos", "s3a://bucket/photos/a/.scores/b"),
 ]
 
 

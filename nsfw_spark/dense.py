@@ -6,14 +6,12 @@ ends at 65,504.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from nsfw_spark.laion import LaionHead, Vocabularies
-from nsfw_spark.mlp import LinearLayer
 
 Vectors = npt.NDArray[np.float32]
 
@@ -57,7 +55,7 @@ class LaionNetwork:
             # Sums over hundreds of products, some of them large: only there does the order show.
             hidden = _as_tensorflow(hidden, kernel) if is_exact and i == 0 else hidden @ kernel
             hidden += bias
-        return _sigmoid(hidden[:, 0])
+        return sigmoid(hidden[:, 0])
 
     def _looked_up(self, embeddings: Vectors) -> Vectors:
         """Replace the numbers of some columns by the index of their text in a vocabulary, 0 where absent."""
@@ -68,36 +66,8 @@ class LaionNetwork:
         return encoded
 
 
-class MlpNetwork:
-    """Linear layers, some with ReLU.
-
-    Source:
-        h14_nsfw_model.py of LAION-AI/CLIP-based-NSFW-Detector, commit d6bb8fe; simple_inference.py of
-        christophschuhmann/improved-aesthetic-predictor, commit 6934dd8. Their dropout acts in training only.
-    """
-
-    def __init__(self, layers: Sequence[LinearLayer], output: Literal["sigmoid", "clamp", "linear"]) -> None:
-        self._layers, self._output = layers, output
-
-    def scores(self, embeddings: Vectors) -> Vectors:
-        """See `DenseNetwork`."""
-        hidden = embeddings
-        for layer in self._layers:
-            hidden = hidden @ layer.kernel
-            hidden += layer.bias
-            if layer.has_relu:
-                np.maximum(hidden, 0, out=hidden)
-        outputs = hidden[:, 0]  # (N,)
-        match self._output:
-            case "sigmoid":
-                return _sigmoid(outputs)
-            case "clamp":
-                return outputs.clip(0, 1)
-            case "linear":
-                return outputs
-
-
-def _sigmoid(logits: Vectors) -> Vectors:
+def sigmoid(logits: Vectors) -> Vectors:
+    """Return the logistic function of float32 logits, any shape, as float32 in [0, 1]."""
     with np.errstate(over="ignore"):  # exp overflows to infinity, and 1 / infinity is the 0 it should be
         return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
 

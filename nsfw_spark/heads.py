@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from nsfw_spark.boxes import best_boxes
-from nsfw_spark.dense import DenseNetwork, LaionNetwork, MlpNetwork
+from nsfw_spark.dense import DenseNetwork, LaionNetwork
 from nsfw_spark.encoders import Encoded
 from nsfw_spark.encoders.encoder import library
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.golden import check_golden_scores
 from nsfw_spark.laion import read_head, read_vocabularies
-from nsfw_spark.mlp import read_mlp
+from nsfw_spark.mlp import MlpNetwork, read_mlp
 from nsfw_spark.model_card import HeadCard, ModelCard, head_part
 from nsfw_spark.weights import WeightsFile
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from nsfw_spark.dense import Vectors, sigmoid
 from nsfw_spark.errors import ConfigError, WeightsError
 from nsfw_spark.weights import WeightsFile, read_tensors
 
@@ -35,6 +36,35 @@ class LinearLayer:
     """float32, shape (outputs,)."""
     has_relu: bool
     """Whether negative outputs become 0."""
+
+
+class MlpNetwork:
+    """Linear layers, some with ReLU.
+
+    Source:
+        h14_nsfw_model.py of LAION-AI/CLIP-based-NSFW-Detector, commit d6bb8fe; simple_inference.py of
+        christophschuhmann/improved-aesthetic-predictor, commit 6934dd8. Their dropout acts in training only.
+    """
+
+    def __init__(self, layers: Sequence[LinearLayer], output: Literal["sigmoid", "clamp", "linear"]) -> None:
+        self._layers, self._output = layers, output
+
+    def scores(self, embeddings: Vectors) -> Vectors:
+        """See `DenseNetwork`."""
+        hidden = embeddings
+        for layer in self._layers:
+            hidden = hidden @ layer.kernel
+            hidden += layer.bias
+            if layer.has_relu:
+                np.maximum(hidden, 0, out=hidden)
+        outputs = hidden[:, 0]  # (N,)
+        match self._output:
+            case "sigmoid":
+                return sigmoid(outputs)
+            case "clamp":
+                return outputs.clip(0, 1)
+            case "linear":
+                return outputs
 
 
 def read_mlp(weights: WeightsFile, num_inputs: int, widths: Widths) -> tuple[LinearLayer, ...]:

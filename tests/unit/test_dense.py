@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from nsfw_spark.dense import LaionNetwork, MlpNetwork, Vectors, _as_tensorflow
+from nsfw_spark.dense import LaionNetwork, Vectors, _as_tensorflow
 from nsfw_spark.encoders import unit_length
 from nsfw_spark.laion import LaionHead
-from nsfw_spark.mlp import LinearLayer, read_mlp
+from nsfw_spark.mlp import LinearLayer, MlpNetwork, read_mlp
 from nsfw_spark.model_card import load_card
 from nsfw_spark.weights import WeightsFile
 

@@ -36,8 +36,9 @@ from images import make_images
 from pyspark.sql import SparkSession
 from pyspark.sql.functions import pandas_udf
 
+from nsfw_spark.cards import load_card
 from nsfw_spark.decode import decode
-from nsfw_spark.model_card import Preprocessing, load_card
+from nsfw_spark.model_card import Preprocessing
 from nsfw_spark.options import job_options
 from nsfw_spark.spark.pipeline import run_job
 from nsfw_spark.spark.session import get_session
@@ -151,9 +152,9 @@ def _notebook_udf(card_path: str) -> Callable[..., object]:
         from open_clip.transform import image_transform
         from PIL import Image
 
+        from nsfw_spark.cards import load_card
         from nsfw_spark.encoders import Encoded, load_encoder, unit_length
         from nsfw_spark.heads import load_heads
-        from nsfw_spark.model_card import load_card
         from nsfw_spark.weights import locate_weights
 
         card = load_card(card_path)

@@ -18,9 +18,10 @@ import time
 from pathlib import Path
 from typing import Final
 
+from nsfw_spark.cards import built_in_models, load_card
 from nsfw_spark.errors import WeightsError
 from nsfw_spark.model import ModelSpec, load_model
-from nsfw_spark.model_card import ModelCard, built_in_models, load_card
+from nsfw_spark.model_card import ModelCard
 from nsfw_spark.scorer import Scorer
 from nsfw_spark.weights import locate_weights
 

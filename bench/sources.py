@@ -44,9 +44,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from images import make_images
 
+from nsfw_spark.cards import load_card
 from nsfw_spark.encoders import Encoded
 from nsfw_spark.heads import Head, load_heads
-from nsfw_spark.model_card import load_card
 from nsfw_spark.options import job_options
 from nsfw_spark.scorer import Scorer, load_scorer
 from nsfw_spark.spark.pipeline import run_job

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from nsfw_spark.model_card import ModelCard, built_in_models, load_card
+from nsfw_spark.cards import built_in_models, load_card
+from nsfw_spark.model_card import ModelCard
 
 PAGE: Final = Path(__file__).with_name("models.md")
 BEGIN: Final = "<!-- from the model cards: python docs/models_table.py -->"

@@ -17,10 +17,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from nsfw_spark.cards import built_in_models, load_card
 from nsfw_spark.encoders import Encoded
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.heads import Head, load_heads
-from nsfw_spark.model_card import ModelCard, built_in_models, head_part, load_card
+from nsfw_spark.model_card import ModelCard, head_part
 from nsfw_spark.weights import WeightsFile, locate_weights
 
 _TOLERANCE: Final = 1e-3

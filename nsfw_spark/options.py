@@ -24,8 +24,8 @@ from nsfw_spark.cascade import Band
 from nsfw_spark.decode import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.isolation import DECODE_TIMEOUT_SECONDS
-from nsfw_spark.locations import credentials_problem, is_listed_in, is_schema
-from nsfw_spark.sections import describe, parse_section
+from nsfw_spark.uris import credentials_problem, is_listed_in, is_schema
+from nsfw_spark.yaml_sections import describe, parse_section
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 

@@ -19,12 +19,13 @@ from typing import Literal, Protocol, Unpack
 import numpy as np
 import numpy.typing as npt
 
+from nsfw_spark.cards import choose_card
 from nsfw_spark.decode import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS, DecodedImage, DecodeOptions, decode
 from nsfw_spark.errors import ImageError
 from nsfw_spark.image_score import ImageScore, highest, unscored
 from nsfw_spark.isolation import DECODE_TIMEOUT_SECONDS, IsolatedDecoder
 from nsfw_spark.model import ModelSpec, Predictions, Predictor, load_model
-from nsfw_spark.model_card import ModelCard, Preprocessing, choose_card
+from nsfw_spark.model_card import ModelCard, Preprocessing
 from nsfw_spark.stages import Stages
 
 

@@ -11,9 +11,10 @@ import open_clip
 import torch
 from PIL import Image
 
+from nsfw_spark.cards import load_card
 from nsfw_spark.decode import decode
 from nsfw_spark.encoders import Encoder
-from nsfw_spark.model_card import ModelCard, Preprocessing, load_card
+from nsfw_spark.model_card import ModelCard, Preprocessing
 from nsfw_spark.weights import WeightsFile
 from tests.conftest import PHOTOS, encoded
 

@@ -22,9 +22,9 @@ from pyspark import SparkFiles
 from pyspark.sql import SparkSession
 
 from nsfw_spark.errors import WeightsError
-from nsfw_spark.locations import absolute_uri
 from nsfw_spark.model import ModelSpec
 from nsfw_spark.model_card import ModelCard, WeightsSource
+from nsfw_spark.uris import absolute_uri
 from nsfw_spark.weights import locate_weights, obtain_missing
 
 

@@ -19,7 +19,6 @@ from pyspark.sql import functions as F
 
 import nsfw_spark
 from nsfw_spark.errors import InputError, TableError
-from nsfw_spark.locations import absolute_uri
 from nsfw_spark.options import JobOptions
 from nsfw_spark.readers.storage import HADOOP_PREFIXES, Storage
 from nsfw_spark.shards import TEMPORARY, Shard, ShardFormat, ShardWriter
@@ -32,6 +31,7 @@ from nsfw_spark.spark.sharding import ShardSize, write_shards
 from nsfw_spark.spark.sources import Source, SourceOptions, open_source
 from nsfw_spark.spark.summary import Clock
 from nsfw_spark.spark.tables import PROPERTY, last_version
+from nsfw_spark.uris import absolute_uri
 
 MANIFEST: Final = "manifest.json"
 _UNFINISHED: Final = "_unfinished"

@@ -8,8 +8,8 @@ from typing import Final
 from delta import DeltaTable
 from pyspark.sql import SparkSession
 
-from nsfw_spark.locations import absolute_uri, is_schema
 from nsfw_spark.options import JobOptions
+from nsfw_spark.uris import absolute_uri, is_schema
 
 IMAGE_SCORES: Final = "image_scores"
 FILTERED: Final = ("safe_images", "flagged_images", "quarantined_images")

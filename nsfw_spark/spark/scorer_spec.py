@@ -13,12 +13,12 @@ from typing import Final, Literal, TypedDict
 
 from pyspark.sql.types import StructType
 
+from nsfw_spark.cards import choose_card
 from nsfw_spark.cascade import Band, cascade_fingerprint
 from nsfw_spark.decode import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.isolation import DECODE_TIMEOUT_SECONDS
 from nsfw_spark.model import ModelSpec
-from nsfw_spark.model_card import choose_card
 from nsfw_spark.scorer import scores_fingerprint
 from nsfw_spark.self_check import SelfCheck
 from nsfw_spark.spark import schema

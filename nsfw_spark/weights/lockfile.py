@@ -22,7 +22,7 @@ import yaml
 
 from nsfw_spark.errors import WeightsError
 from nsfw_spark.model_card import ModelCard, WeightsSource
-from nsfw_spark.sections import Section, parse_section
+from nsfw_spark.yaml_sections import Section, parse_section
 
 LOCK_NAME: Final = "weights.lock.yaml"
 """In a model directory: found without being named."""

@@ -18,12 +18,13 @@ from typing import Final, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from nsfw_spark.cards import load_card
 from nsfw_spark.decode import MOST_VIEWS, DecodedImage, decode
 from nsfw_spark.errors import ConfigError, ImageError, NsfwSparkError, WeightsError
 from nsfw_spark.host import frames
 from nsfw_spark.host.frames import FrameError, Kind
 from nsfw_spark.laion import read_head
-from nsfw_spark.model_card import Preprocessing, load_card
+from nsfw_spark.model_card import Preprocessing
 from nsfw_spark.readers.storage import Storage
 from nsfw_spark.readers.vectors import NpyReader
 from nsfw_spark.readers.webdataset import TarReader

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from nsfw_spark.cards import load_card
 from nsfw_spark.model import ModelSpec, load_model
-from nsfw_spark.model_card import ModelCard, load_card
+from nsfw_spark.model_card import ModelCard
 from nsfw_spark.self_check import check_same
 
 SEEDED = [

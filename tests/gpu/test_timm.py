@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from nsfw_spark.cards import load_card
 from nsfw_spark.encoders import load_encoder
-from nsfw_spark.model_card import ModelCard, load_card
+from nsfw_spark.model_card import ModelCard
 from nsfw_spark.weights import WeightsFile
 from tests.conftest import pixels
 

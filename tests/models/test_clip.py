@@ -19,9 +19,10 @@ import torch
 from open_clip.transform import image_transform
 from PIL import Image
 
+from nsfw_spark.cards import load_card
 from nsfw_spark.decode import decode
 from nsfw_spark.encoders import Encoder, OpenClipEncoder, load_encoder
-from nsfw_spark.model_card import ModelCard, Preprocessing, load_card
+from nsfw_spark.model_card import ModelCard, Preprocessing
 from tests.conftest import encoded, textures
 from tests.seeded import RANDOM, by_us, clip_card, cut, open_clips_own, photo
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from nsfw_spark import cli
-from nsfw_spark.model_card import load_card
+from nsfw_spark.cards import load_card
 from nsfw_spark.options import job_options
 from tests.conftest import PHOTOS
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from nsfw_spark import load_scorer
+from nsfw_spark.cards import load_card
 from nsfw_spark.embeddings import load_embeddings_scorer
 from nsfw_spark.encoders import unit_length
-from nsfw_spark.model_card import load_card
 from nsfw_spark.weights import fetch_weights
 from tests.conftest import PHOTOS
 

@@ -17,9 +17,9 @@ import pytest
 from delta import DeltaTable
 from pyspark.sql import SparkSession
 
+from nsfw_spark.cards import load_card
 from nsfw_spark.embeddings import load_embeddings_scorer
 from nsfw_spark.errors import ConfigError, InputError, TableError
-from nsfw_spark.model_card import load_card
 from nsfw_spark.spark import read_images, score_images
 from nsfw_spark.spark.sources import Limit, SourceOptions, open_source
 from tests.conftest import png

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from nsfw_spark.cards import built_in_models, load_card
 from nsfw_spark.encoders.activation import check_activation
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.model import ModelSpec, load_model
-from nsfw_spark.model_card import EncoderCard, built_in_models, load_card
+from nsfw_spark.model_card import EncoderCard
 from tests.fakes import card
 
 OPENAI = {"huggingface": "timm/vit_base_patch32_clip_224.openai", "file": "open_clip_model.safetensors"}

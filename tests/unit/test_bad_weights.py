@@ -11,9 +11,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from nsfw_spark.cards import load_card
 from nsfw_spark.errors import ConfigError, NsfwSparkError, WeightsError
 from nsfw_spark.model import ModelSpec, load_model
-from nsfw_spark.model_card import load_card
 from tests.fakes import card_content
 
 GOOD = {"0.weight": torch.ones(1, 768), "0.bias": torch.ones(1)}

@@ -11,8 +11,9 @@ import pytest
 import timm
 import torch
 
+from nsfw_spark.cards import built_in_models, load_card
 from nsfw_spark.laion import read_head
-from nsfw_spark.model_card import HeadCard, ModelCard, built_in_models, load_card
+from nsfw_spark.model_card import HeadCard, ModelCard
 from nsfw_spark.weights import locate_weights
 
 

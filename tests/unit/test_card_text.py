@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from nsfw_spark.model_card import ModelCard, built_in_models, card_text, load_card
+from nsfw_spark.cards import built_in_models, card_text, load_card
+from nsfw_spark.model_card import ModelCard
 from tests.fakes import card, perceptron
 
 

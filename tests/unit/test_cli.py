@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from nsfw_spark import __version__, cli
-from nsfw_spark.model_card import built_in_models, load_card
+from nsfw_spark.cards import built_in_models, load_card
 from nsfw_spark.options import JobOptions
 from tests.fakes import card_content
 from tests.unit.conftest import Command, Said

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from nsfw_spark.cards import load_card
 from nsfw_spark.decode import decode
 from nsfw_spark.errors import ImageError, Status
-from nsfw_spark.model_card import load_card
 from tests.corpus import hostile_files
 from tests.hostile import damaged, foreign, others
 from tests.hostile.made import Hostile

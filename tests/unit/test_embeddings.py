@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nsfw_spark.cards import load_card
 from nsfw_spark.embeddings import EmbeddingsScorer, head_fingerprint, load_embeddings_scorer
 from nsfw_spark.encoders import Encoded, unit_length
 from nsfw_spark.errors import ConfigError, WeightsError
 from nsfw_spark.heads import load_heads
-from nsfw_spark.model_card import ModelCard, load_card
+from nsfw_spark.model_card import ModelCard
 from nsfw_spark.weights import fingerprint, locate_weights
 from tests.fakes import brightness_card, card, perceptron
 

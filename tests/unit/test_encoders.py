@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from nsfw_spark.cards import load_card
 from nsfw_spark.decode import decode
 from nsfw_spark.encoders import Encoder, OpenClipEncoder, load_encoder, normalise, unit_length
 from nsfw_spark.errors import ConfigError, DeviceError, WeightsError
-from nsfw_spark.model_card import ModelCard, Preprocessing, load_card
+from nsfw_spark.model_card import ModelCard, Preprocessing
 from nsfw_spark.weights import WeightsFile, locate_weights
 from tests.conftest import encoded, jpeg, png
 from tests.fakes import card

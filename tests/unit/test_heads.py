@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from nsfw_spark.cards import load_card
 from nsfw_spark.encoders import Encoded, unit_length
 from nsfw_spark.errors import ConfigError, WeightsError
 from nsfw_spark.heads import ClassHead, DenseHead, load_heads
-from nsfw_spark.model_card import load_card
 from nsfw_spark.weights import WeightsFile, locate_weights
 from tests.fakes import card, perceptron
 

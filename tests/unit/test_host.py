@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nsfw_spark.cards import load_card
 from nsfw_spark.errors import DeviceError, WeightsError
 from nsfw_spark.host import HostedModel, HostSpec, HostUnavailableError, Owner, frames
 from nsfw_spark.host.frames import Kind
 from nsfw_spark.host.home import Home
 from nsfw_spark.model import ModelSpec, Predictions, load_model
-from nsfw_spark.model_card import load_card
 from nsfw_spark.scorer import Scorer
 from tests.conftest import PHOTOS
 from tests.fakes import (

@@ -19,11 +19,12 @@ from pathlib import Path
 import pytest
 
 import nsfw_spark
+from nsfw_spark.cards import load_card
 from nsfw_spark.errors import ConfigError, DeviceError, NsfwSparkError, WeightsError
 from nsfw_spark.host import HostedModel, HostSpec, Owner
 from nsfw_spark.host.home import Home
 from nsfw_spark.model import load_model
-from nsfw_spark.model_card import ModelCard, load_card
+from nsfw_spark.model_card import ModelCard
 from tests.fakes import (
     SMALL,
     WAIT,

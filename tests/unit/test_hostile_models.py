@@ -16,9 +16,10 @@ import pytest
 import torch
 import yaml
 
+from nsfw_spark.cards import load_card
 from nsfw_spark.errors import ConfigError, WeightsError
 from nsfw_spark.model import ModelSpec, load_model
-from nsfw_spark.model_card import ModelCard, load_card
+from nsfw_spark.model_card import ModelCard
 from nsfw_spark.options import job_options
 from nsfw_spark.weights import locate_weights
 from tests.fakes import brightness_card, card, card_content

@@ -9,8 +9,9 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from nsfw_spark.cards import load_card
 from nsfw_spark.errors import ConfigError, WeightsError
-from nsfw_spark.model_card import ModelCard, load_card
+from nsfw_spark.model_card import ModelCard
 from nsfw_spark.weights import (
     LOCK_NAME,
     fetch_weights,

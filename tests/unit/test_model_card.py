@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from nsfw_spark.cards import built_in_models, load_card
 from nsfw_spark.errors import ConfigError
-from nsfw_spark.model_card import ModelCard, built_in_models, load_card
+from nsfw_spark.model_card import ModelCard
 from tests.fakes import card, card_content, perceptron
 
 CHECKSUMS = {"encoder": "a" * 64, "head": "b" * 64}

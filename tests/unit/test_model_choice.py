@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nsfw_spark import ConfigError
-from nsfw_spark.model_card import ModelCard, choose_card, load_card, with_heads
+from nsfw_spark.cards import choose_card, load_card, with_heads
+from nsfw_spark.model_card import ModelCard
 from nsfw_spark.weights import fingerprint, locate_weights
 from tests.fakes import card, perceptron
 

@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 import yaml
 
-from nsfw_spark.model_card import built_in_models
+from nsfw_spark.cards import built_in_models
 from nsfw_spark.weights import LOCK_NAME
 from tests.fakes import card_content
 from tests.hub import COMMIT, Hub

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from nsfw_spark.model_card import built_in_models, load_card
+from nsfw_spark.cards import built_in_models, load_card
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from nsfw_spark.errors import ConfigError
-from nsfw_spark.locations import absolute_uri, is_schema
 from nsfw_spark.options import JobOptions, job_options
+from nsfw_spark.uris import absolute_uri, is_schema
 
 
 @pytest.fixture

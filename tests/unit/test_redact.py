@@ -13,9 +13,9 @@ from nsfw_spark import errors
 from nsfw_spark.cli import main
 from nsfw_spark.errors import ConfigError, ImageError, NsfwSparkError
 from nsfw_spark.host.process import log_to
-from nsfw_spark.locations import absolute_uri
 from nsfw_spark.options import job_options
 from nsfw_spark.redact import has_credentials, redact
+from nsfw_spark.uris import absolute_uri
 
 SECRET = "abc/DEF+ghi="  # noqa: S105 - as a key of AWS looks like  # pragma: allowlist secret
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsfw_spark.strict_yaml import YamlError, read_yaml
+from nsfw_spark.yaml_sections import YamlError, read_yaml
 
 LAUGHS = "a0: &a0 lol\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}]\n" for i in range(1, 30))
 

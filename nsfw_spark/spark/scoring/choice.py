@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+from nsfw_spark.cards import choose_card
 from nsfw_spark.embeddings import head_fingerprint
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.model import ModelSpec
-from nsfw_spark.model_card import ModelCard, choose_card
+from nsfw_spark.model_card import ModelCard
 from nsfw_spark.options import JobOptions
 from nsfw_spark.spark.delivery import deliver
 from nsfw_spark.spark.scorer_spec import ScorerSpec, second_model

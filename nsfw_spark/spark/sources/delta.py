@@ -12,7 +12,6 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, FloatType, StructType
 
 from nsfw_spark.errors import InputError
-from nsfw_spark.locations import absolute_uri
 from nsfw_spark.readers import Reader, VectorReader
 from nsfw_spark.readers.rows import ContentReader
 from nsfw_spark.readers.vectors import VectorColumnReader
@@ -22,6 +21,7 @@ from nsfw_spark.spark.hadoop import file_system
 from nsfw_spark.spark.schema import IMAGE_ID
 from nsfw_spark.spark.sources.columns import TableColumns, image_columns, vector_columns
 from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions
+from nsfw_spark.uris import absolute_uri
 
 _COMMITS_AT_ONCE: Final = 1_000
 

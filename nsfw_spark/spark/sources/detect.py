@@ -10,7 +10,6 @@ from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
 from nsfw_spark.errors import InputError
-from nsfw_spark.locations import absolute_uri
 from nsfw_spark.readers.webdataset import IMAGE_EXTENSIONS
 from nsfw_spark.spark.hadoop import exists
 from nsfw_spark.spark.sources.delta import is_table_name
@@ -19,6 +18,7 @@ from nsfw_spark.spark.sources.listing import files_below
 from nsfw_spark.spark.sources.parquet import ParquetImages
 from nsfw_spark.spark.sources.source import SourceOptions
 from nsfw_spark.spark.sources.webdataset import Tars
+from nsfw_spark.uris import absolute_uri
 
 _FILES_SEEN: Final = 1_000
 _SUFFIXES: Final = {

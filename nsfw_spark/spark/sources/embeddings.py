@@ -11,7 +11,6 @@ from typing import Final
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
-from nsfw_spark.locations import absolute_uri
 from nsfw_spark.readers.storage import Storage
 from nsfw_spark.readers.vectors import NpyReader, ParquetVectorReader, metadata_paths
 from nsfw_spark.spark.hadoop import exists
@@ -19,6 +18,7 @@ from nsfw_spark.spark.schema import arrow_schema
 from nsfw_spark.spark.sources.columns import id_and_carried, vector_columns
 from nsfw_spark.spark.sources.parquet import ListedParts, parquet_schema
 from nsfw_spark.spark.sources.source import FILE_COLUMNS, SourceOptions
+from nsfw_spark.uris import absolute_uri
 
 _CLIP_RETRIEVAL: Final = "img_emb"  # the folder with the images' embeddings; beside it may be the texts'
 

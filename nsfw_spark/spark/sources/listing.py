@@ -16,10 +16,10 @@ from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql.types import BinaryType, LongType, StringType, StructField, StructType, TimestampType
 
 from nsfw_spark.errors import ImageError, InputError
-from nsfw_spark.locations import absolute_uri
 from nsfw_spark.readers.storage import HADOOP_PREFIXES, Storage
 from nsfw_spark.spark.hadoop import file_system, literally, local_path, name_matcher, settings
 from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions
+from nsfw_spark.uris import absolute_uri
 
 Reader = TypeVar("Reader")
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nsfw_spark.errors import ConfigError
-from nsfw_spark.strict_yaml import YamlError, read_yaml
 
 _S = TypeVar("_S", bound=BaseModel)
 
@@ -76,3 +76,30 @@ def _keys_at(section: type[BaseModel], parents: list[int | str]) -> list[str]:
 
 def _one_line(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
+
+
+class YamlError(ValueError):
+    """The text is not YAML, or says what is not taken here."""
+
+
+def read_yaml(text: str) -> Any:  # noqa: ANN401 - whatever was written
+    """Return what a text says.
+
+    Raises:
+        YamlError: It is not YAML, uses aliases, or is nested too deeply.
+    """
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+    except RecursionError:
+        raise YamlError("it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
+        # PyYAML's constructors raise anything on numbers and dates that are none.
+        raise YamlError(" ".join(str(error).split())) from error
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401 - PyYAML's
+        if self.check_event(yaml.AliasEvent):
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.YAMLError(f"alias *{event.anchor}; expected the value itself, {event.start_mark}")
+        return super().compose_node(parent, index)

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nsfw_spark.dense import Vectors, sigmoid
+from nsfw_spark.encoders.encoder import read_tensors
 from nsfw_spark.errors import ConfigError, WeightsError
-from nsfw_spark.weights import WeightsFile, read_tensors
+from nsfw_spark.weights import WeightsFile
 
 if TYPE_CHECKING:  # torch is heavy, and only files in its own format need it
     import torch

@@ -5,13 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from nsfw_spark.errors import ConfigError, DeviceError
+from nsfw_spark.errors import ConfigError, DeviceError, WeightsError
 from nsfw_spark.model_card import EncoderCard, Preprocessing
+
+if TYPE_CHECKING:  # torch is heavy, and absent where no model needs it
+    import torch
 
 
 @dataclass(frozen=True)
@@ -99,3 +103,31 @@ def library(module: str, card: EncoderCard, extra: str) -> Any:  # noqa: ANN401 
 def device_index(device: str) -> int:
     """Return N of `cuda:N` or `auto:N`; 0 where none is named."""
     return int(device.partition(":")[2] or 0)
+
+
+_FETCH: Final = "nsfw-spark models fetch MODEL --model-dir DIR"
+
+
+def read_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Read those tensors of a safetensors file whose names begin with `prefix`, names without it.
+
+    Only these are read from the disk: a CLIP checkpoint's text tower stays there.
+
+    Raises:
+        WeightsError: Not a safetensors file, or it holds no such tensor.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {
+                name.removeprefix(prefix): file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118 - a safetensors file is no mapping
+                if name.startswith(prefix)
+            }
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} is not a safetensors file ({error}); fetch it again: {_FETCH}") from error
+    if not tensors:
+        expected = "a CLIP checkpoint" if prefix else "a network's weights"
+        raise WeightsError(f"{path} holds no tensor named {prefix}…; expected {expected}")
+    return tensors

@@ -6,10 +6,11 @@ import logging
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nsfw_spark.encoders.activation import check_activation
+from nsfw_spark.encoders.encoder import read_tensors
 from nsfw_spark.encoders.torch_network import TorchEncoder, fill
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.model_card import ModelCard
-from nsfw_spark.weights import WeightsFile, read_tensors
+from nsfw_spark.weights import WeightsFile
 
 if TYPE_CHECKING:
     import torch

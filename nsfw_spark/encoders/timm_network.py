@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from nsfw_spark.encoders.encoder import read_tensors
 from nsfw_spark.encoders.torch_network import TorchEncoder, fill
 from nsfw_spark.encoders.transformers_vit import LAYER_NORM_EPSILON, timm_names
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.model_card import EncoderCard, ModelCard
-from nsfw_spark.weights import WeightsFile, read_tensors
+from nsfw_spark.weights import WeightsFile
 
 if TYPE_CHECKING:
     import torch

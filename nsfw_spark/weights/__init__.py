@@ -11,17 +11,17 @@ in the caches (`places`), and then, where that is wanted, downloaded (`download`
 
 from __future__ import annotations
 
-from nsfw_spark.weights.locate import (
+from nsfw_spark.encoders.encoder import read_tensors
+from nsfw_spark.weights.find import (
     WeightsFile,
     fetch_weights,
     fingerprint,
+    known_sources,
     locate_weights,
     missing_packages,
     obtain_missing,
 )
 from nsfw_spark.weights.lockfile import LOCK_NAME, lock_weights, with_lock
-from nsfw_spark.weights.revisions import known_sources
-from nsfw_spark.weights.tensors import read_tensors
 
 __all__ = [
     "LOCK_NAME",

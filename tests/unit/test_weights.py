@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from nsfw_spark.encoders.encoder import read_tensors
 from nsfw_spark.errors import WeightsError
 from nsfw_spark.model_card import ModelCard
-from nsfw_spark.weights import fetch_weights, fingerprint, locate_weights, read_tensors
+from nsfw_spark.weights import fetch_weights, fingerprint, locate_weights
 from tests.fakes import card
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

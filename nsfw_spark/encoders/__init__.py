@@ -8,10 +8,10 @@ no torch loads none. What the numbers mean is the head's business.
 from __future__ import annotations
 
 from nsfw_spark.encoders.encoder import Encoded, Encoder, OutOfMemoryError, normalise, unit_length
-from nsfw_spark.encoders.onnx_graph import OnnxEncoder
-from nsfw_spark.encoders.open_clip_tower import OpenClipEncoder
-from nsfw_spark.encoders.sampled_pixels import SampledPixelsEncoder
-from nsfw_spark.encoders.timm_network import TimmEncoder
+from nsfw_spark.encoders.fake import SampledPixelsEncoder
+from nsfw_spark.encoders.onnx import OnnxEncoder
+from nsfw_spark.encoders.open_clip import OpenClipEncoder
+from nsfw_spark.encoders.timm import TimmEncoder
 from nsfw_spark.model_card import ModelCard
 from nsfw_spark.weights import WeightsFile
 

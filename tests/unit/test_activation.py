@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nsfw_spark.cards import built_in_models, load_card
-from nsfw_spark.encoders.activation import check_activation
+from nsfw_spark.encoders.open_clip import check_activation
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.model import ModelSpec, load_model
 from nsfw_spark.model_card import EncoderCard

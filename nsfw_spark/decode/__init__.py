@@ -30,9 +30,15 @@ import numpy as np
 import numpy.typing as npt
 
 from nsfw_spark.decode.frame import crop, load_frame
-from nsfw_spark.decode.limits import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS, Limits, too_long
-from nsfw_spark.decode.opening import FORMATS, open_image
-from nsfw_spark.decode.views import CENTRE, MOST_VIEWS, View, views_of
+from nsfw_spark.decode.opening import (
+    DEFAULT_MAX_BYTES,
+    DEFAULT_MAX_PIXELS,
+    FORMATS,
+    Limits,
+    open_image,
+    too_long,
+)
+from nsfw_spark.decode.strict import CENTRE, MOST_VIEWS, View, views_of
 from nsfw_spark.errors import ImageHeader
 from nsfw_spark.model_card import Preprocessing
 from nsfw_spark.resize import crop_box

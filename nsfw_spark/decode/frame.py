@@ -14,10 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from nsfw_spark.decode.modes import eight_bit
-from nsfw_spark.decode.opening import OpenedImage
-from nsfw_spark.decode.reasons import refused
-from nsfw_spark.decode.transparency import on_background
+from nsfw_spark.decode.modes import eight_bit, on_background
+from nsfw_spark.decode.opening import OpenedImage, refused
 from nsfw_spark.model_card import Preprocessing
 from nsfw_spark.resize import Box, resize
 

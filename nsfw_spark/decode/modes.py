@@ -1,7 +1,6 @@
-"""Converts an image of any of Pillow's modes to RGB or L, 8 bits a channel.
+"""Cuts an image into pieces: what is computed of all its pixels takes memory for a few of them.
 
-As `Image.convert("RGB")` does, which the models' authors use: alpha is left out, palettes are looked up, ICC
-profiles are not applied. Where that would clip, with more than 8 bits a channel, values are scaled.
+In: a Pillow image, its pixels loaded. Out: parts of it, which cover it.
 """
 
 from __future__ import annotations
@@ -13,7 +12,21 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from nsfw_spark.decode.pieces import pieces
+from nsfw_spark.decode.opening import refused
+
+_MOST_PIXELS: Final = 1 << 18
+"""Of one piece. Scaling one takes 40 bytes each, in numpy, for a moment."""
+
+
+def pieces(image: Image.Image) -> Iterator[tuple[tuple[int, int], Image.Image]]:
+    """Yield the left and top of each piece, in pixels, and the piece: rows, or parts of one that is long."""
+    width = min(image.width, _MOST_PIXELS)
+    height = _MOST_PIXELS // width
+    for top in range(0, image.height, height):
+        bottom = min(top + height, image.height)
+        for left in range(0, image.width, width):
+            yield (left, top), image.crop((left, top, min(left + width, image.width), bottom))
+
 
 _Band = npt.NDArray[Any]
 _AS_THEY_ARE: Final = frozenset({"RGB", "L"})
@@ -81,3 +94,37 @@ def _mapped(image: Image.Image, greys: Callable[[_Band], _Band]) -> Image.Image:
 def _bands(image: Image.Image) -> Iterator[tuple[tuple[int, int], _Band]]:
     """Yield the left and top of each piece, and its values, shape (rows, columns)."""
     return ((place, np.asarray(piece)) for place, piece in pieces(image))
+
+
+_WITH_ALPHA: Final = frozenset({"RGBA", "LA"})
+_OPAQUE: Final = 255
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Tell whether anything behind the image would show through, at any pixel.
+
+    Raises:
+        ImageError: Pillow cannot tell.
+    """
+    try:
+        return image.has_transparency_data and any(_shows_through(piece) for _, piece in pieces(image))
+    except Exception as error:  # noqa: BLE001 - what Pillow's conversions raise is not documented
+        raise refused(error, "transparency") from None
+
+
+def on_background(image: Image.Image, background: str) -> Image.Image:
+    """Return the image, mode RGB, on a background of one colour, by its name."""
+    flat = Image.new("RGB", image.size, background)
+    for place, piece in pieces(image):
+        layer = _with_alpha(piece)
+        flat.paste(layer, place, mask=layer)
+    return flat
+
+
+def _shows_through(piece: Image.Image) -> bool:
+    lowest, _ = _with_alpha(piece).getchannel("A").getextrema()
+    return isinstance(lowest, int) and lowest < _OPAQUE
+
+
+def _with_alpha(piece: Image.Image) -> Image.Image:
+    return piece if piece.mode in _WITH_ALPHA else piece.convert("RGBA")

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from nsfw_spark.sampling import sample
+from nsfw_spark.resize import sample
 from tests.conftest import textures
 
 SIZE = 320

@@ -30,8 +30,7 @@ from nsfw_spark.errors import (
     TableError,
     WeightsError,
 )
-from nsfw_spark.image_score import ImageScore
-from nsfw_spark.scorer import Scorer, load_scorer
+from nsfw_spark.scorer import ImageScore, Scorer, load_scorer
 
 __version__ = "0.1.0"
 

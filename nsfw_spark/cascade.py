@@ -16,10 +16,9 @@ from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple, Protocol, Self
 
 from nsfw_spark.errors import ConfigError, ImageError
-from nsfw_spark.image_score import ImageScore
 from nsfw_spark.model_card import ModelCard
+from nsfw_spark.scorer import ImageScore, Stages
 from nsfw_spark.self_check import SelfCheck, joined
-from nsfw_spark.stages import Stages
 
 Content = bytes | ImageError | None
 """An encoded image; where it could not be read why not, or None."""

@@ -1,27 +1,219 @@
-"""Heads: what an encoder gives → nsfw_score in [0, 1], and the scores of further heads.
+"""What a detector found: boxes → the best score of each class.
 
-A head on the embedding is a network of `nsfw_spark.dense`; a classifier's head picks one of its classes.
+In: what a YOLO network says of every place where a box could be. Out: one number for each class, 0 where
+nothing of it was found. What is indecent of it the model card says.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from nsfw_spark.boxes import best_boxes
-from nsfw_spark.dense import DenseNetwork, LaionNetwork
 from nsfw_spark.encoders import Encoded
-from nsfw_spark.encoders.encoder import library
-from nsfw_spark.errors import ConfigError
-from nsfw_spark.golden import check_golden_scores
-from nsfw_spark.laion import read_head, read_vocabularies
-from nsfw_spark.mlp import MlpNetwork, read_mlp
+from nsfw_spark.encoders.encoder import library, read_tensors
+from nsfw_spark.errors import ConfigError, WeightsError
+from nsfw_spark.laion import (
+    DenseNetwork,
+    LaionNetwork,
+    Vectors,
+    check_golden_scores,
+    read_head,
+    read_vocabularies,
+    sigmoid,
+)
 from nsfw_spark.model_card import HeadCard, ModelCard, head_part
 from nsfw_spark.weights import WeightsFile
+
+if TYPE_CHECKING:  # torch is heavy, and only files in its own format need it
+    import torch
+
+_LEAST_CANDIDATE: Final = 0.2
+_LEAST_SCORE: Final = 0.25
+_MOST_OVERLAP: Final = 0.45
+"""Area of the intersection by that of the union: of two boxes with more, the better one stays."""
+
+
+def best_boxes(boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the score of the best box of each class.
+
+    As its authors do it, a place counts for its best class only, and of boxes that overlap the best stays,
+    whatever their classes. They cut boxes at the image's margin first and we do not, for the margin is not
+    known here; it tells only for boxes that reach into the padding.
+
+    Args:
+        boxes: float32, shape (N, 4 + C, A), as in `Encoded.boxes`.
+
+    Returns:
+        float32, shape (N, C), each 0 or above 0.25; NaN for an image whose boxes are not all finite.
+
+    Source:
+        `_postprocess` of nudenet 3.4.2.
+    """
+    return np.stack([_best_of_image(image) for image in boxes])
+
+
+def _best_of_image(boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    best = np.zeros(len(boxes) - 4, np.float32)  # (C,)
+    if not np.isfinite(boxes).all():
+        return np.full_like(best, np.nan)  # nothing found would count as safe
+    import cv2
+
+    scores, classes = boxes[4:].max(axis=0), boxes[4:].argmax(axis=0)  # (A,)
+    candidates = np.flatnonzero(scores >= _LEAST_CANDIDATE)
+    centre, extent = boxes[:2, candidates].T, boxes[2:4, candidates].T
+    corners = np.concatenate([centre - extent / 2, extent], axis=1).tolist()  # left, top, width, height
+    kept = cv2.dnn.NMSBoxes(corners, scores[candidates].tolist(), _LEAST_SCORE, _MOST_OVERLAP)
+    found = candidates[np.asarray(kept, np.intp)]
+    np.maximum.at(best, classes[found], scores[found])
+    return best
+
+
+Widths = Sequence[int | Literal["relu"]]
+"""As `HeadCard.layers`: widths of linear layers, each with `relu` behind it or nothing."""
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """One layer of a perceptron."""
+
+    kernel: npt.NDArray[np.float32]
+    """float32, shape (inputs, outputs)."""
+    bias: npt.NDArray[np.float32]
+    """float32, shape (outputs,)."""
+    has_relu: bool
+    """Whether negative outputs become 0."""
+
+
+class MlpNetwork:
+    """Linear layers, some with ReLU.
+
+    Source:
+        h14_nsfw_model.py of LAION-AI/CLIP-based-NSFW-Detector, commit d6bb8fe; simple_inference.py of
+        christophschuhmann/improved-aesthetic-predictor, commit 6934dd8. Their dropout acts in training only.
+    """
+
+    def __init__(self, layers: Sequence[LinearLayer], output: Literal["sigmoid", "clamp", "linear"]) -> None:
+        self._layers, self._output = layers, output
+
+    def scores(self, embeddings: Vectors) -> Vectors:
+        """See `DenseNetwork`."""
+        hidden = embeddings
+        for layer in self._layers:
+            hidden = hidden @ layer.kernel
+            hidden += layer.bias
+            if layer.has_relu:
+                np.maximum(hidden, 0, out=hidden)
+        outputs = hidden[:, 0]  # (N,)
+        match self._output:
+            case "sigmoid":
+                return sigmoid(outputs)
+            case "clamp":
+                return outputs.clip(0, 1)
+            case "linear":
+                return outputs
+
+
+def read_mlp(weights: WeightsFile, num_inputs: int, widths: Widths) -> tuple[LinearLayer, ...]:
+    """Read the layers, or draw them where the weights are random.
+
+    Args:
+        weights: A torch checkpoint or a safetensors file: for each layer a `weight` (outputs, inputs) and a
+            `bias` (outputs,), their names numbered in the layers' order, and nothing else.
+        num_inputs: D, numbers in an embedding.
+        widths: Of the layers.
+
+    Raises:
+        WeightsError: The file cannot be read, holds anything but tensors, or not these layers.
+        ConfigError: It is a torch checkpoint, and torch is not installed.
+    """
+    outputs = [width for width in widths if width != "relu"]
+    has_relu = [
+        width == "relu" for before, width in zip(widths, [*widths[1:], None], strict=True) if before != "relu"
+    ]
+    shapes = list(zip([num_inputs, *outputs[:-1]], outputs, strict=True))
+    numbers = (
+        _random(int(weights.sha256.removeprefix("random:")), shapes)
+        if weights.path is None
+        else _from_tensors(weights.path, _read(weights.path), shapes)
+    )
+    return tuple(
+        LinearLayer(kernel, bias, relu) for (kernel, bias), relu in zip(numbers, has_relu, strict=True)
+    )
+
+
+_Layer = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+
+
+def _random(seed: int, shapes: Sequence[tuple[int, int]]) -> list[_Layer]:
+    """Draw weights under which a layer's outputs vary as much as its inputs."""
+    rng = np.random.default_rng(seed)
+    return [
+        (
+            rng.standard_normal((inputs, outputs), np.float32) * np.float32(inputs**-0.5),
+            rng.standard_normal(outputs, np.float32) * np.float32(0.1),
+        )
+        for inputs, outputs in shapes
+    ]
+
+
+def _from_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], shapes: Sequence[tuple[int, int]]
+) -> list[_Layer]:
+    """Return the tensors by layer; each must have its shape, and none may be left over."""
+    prefixes = sorted({name.rpartition(".")[0] for name in tensors}, key=_natural)
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    expected: dict[str, tuple[int, ...]] = {}
+    for prefix, (inputs, outputs) in zip(prefixes, shapes, strict=False):
+        dot = "." if prefix else ""  # a single layer's tensors are called `weight` and `bias`
+        expected |= {f"{prefix}{dot}weight": (outputs, inputs), f"{prefix}{dot}bias": (outputs,)}
+    if found != expected or len(prefixes) != len(shapes):
+        got = ", ".join(f"{name} {list(shape)}" for name, shape in found.items())
+        wanted = ", ".join(f"[{outputs}, {inputs}]" for inputs, outputs in shapes)
+        raise WeightsError(
+            f"{path} does not hold the layers that the model card names: it has {got or 'no tensors'}; "
+            f"expected a weight and a bias for each of {wanted} (outputs, inputs), and nothing else. Mend "
+            "the card's encoder.embedding_dim or the head's layers, or name another file"
+        )
+    numbers = [tensors[name].float().numpy() for name in expected]
+    return [(np.ascontiguousarray(numbers[i].T), numbers[i + 1]) for i in range(0, len(numbers), 2)]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Order names as people do: `layers.9` before `layers.10`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _read(path: Path) -> Mapping[str, torch.Tensor]:
+    if path.suffix == ".safetensors":
+        return read_tensors(path, "")
+    try:
+        import torch
+    except ImportError as error:
+        raise ConfigError(
+            f"{path.name} is a torch checkpoint, and the Python package torch is not installed here: "
+            "pip install 'nsfw-spark[clip]'"
+        ) from error
+    try:
+        # Tensors only: whatever else a pickle asks for is refused, so that reading one runs no code.
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises anything
+        raise _no_checkpoint(path, " ".join(str(error).split())[:200]) from error
+    if not isinstance(tensors, dict) or not all(isinstance(each, torch.Tensor) for each in tensors.values()):
+        raise _no_checkpoint(path, f"it holds a {type(tensors).__name__} of other things")
+    return tensors
+
+
+def _no_checkpoint(path: Path, reason: str) -> WeightsError:
+    return WeightsError(
+        f"{path} is not a torch checkpoint of tensors ({reason}); expected a state_dict, saved with "
+        "torch.save. Fetch it again, or mend the card's weights"
+    )
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,4 @@
-"""The scorer: encoded images in, one `ImageScore` each out, in order.
-
-Decodes, forms batches, and makes rows of what the model says. Where the model is, in this process or in the
-model host, it does not know; nor does it know of Spark: this is what a laptop, a notebook and a GPU box
-without Java use, and what the UDF runs on every executor.
-"""
+"""Where a scorer's time went: counted while it scores, added up over tasks."""
 
 from __future__ import annotations
 
@@ -12,21 +7,145 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol, Unpack
+from typing import Any, Literal, Protocol, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from nsfw_spark.cards import choose_card
 from nsfw_spark.decode import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS, DecodedImage, DecodeOptions, decode
-from nsfw_spark.errors import ImageError
-from nsfw_spark.image_score import ImageScore, highest, unscored
+from nsfw_spark.errors import ImageError, ImageHeader, Status
 from nsfw_spark.isolation import DECODE_TIMEOUT_SECONDS, IsolatedDecoder
 from nsfw_spark.model import ModelSpec, Predictions, Predictor, load_model
 from nsfw_spark.model_card import ModelCard, Preprocessing
-from nsfw_spark.stages import Stages
+
+
+@dataclass
+class Stages:
+    """Where a scorer's time went."""
+
+    decode_seconds: float = 0.0
+    """Decoding and resizing."""
+    wait_seconds: float = 0.0
+    """Waiting for the model."""
+    encode_seconds: float = 0.0
+    """Of the device, for these images."""
+    encoded: float = 0.0
+    """Images that the model saw; with `strict`, views of them."""
+    batch_slots: float = 0.0
+    """Images that would have fitted into their forward passes."""
+    normalized: float = 0.0
+    """Vectors that were not of unit length."""
+    second: float = 0.0
+    """Images that the second model of a cascade looked at."""
+
+    def __add__(self, other: Stages) -> Stages:
+        return Stages(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def batch_fill(self) -> float | None:
+        """How full the forward passes were, 0 to 1; None without any."""
+        return self.encoded / self.batch_slots if self.batch_slots else None
+
+    def count(self, predictions: Predictions) -> None:
+        """Count one batch."""
+        self.wait_seconds += predictions.wait_seconds
+        self.encode_seconds += predictions.encode_seconds
+        self.encoded += len(predictions)
+        self.batch_slots += predictions.batch_slots
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """What there is to know of one image: a score, or why there is none."""
+
+    status: Status
+    error: str | None = None
+    """For people; None when ok."""
+    nsfw_score: float | None = None
+    """In [0, 1], 1 = NSFW; None unless ok."""
+    class_scores: dict[str, float] | None = None
+    """By class; None where the model has no classes."""
+    embedding: npt.NDArray[np.float32] | None = None
+    """float32, shape (D,), L2 norm 1; None unless ok or where the model has none."""
+    other_scores: dict[str, float] | None = None
+    """By name of the card's other heads; None unless ok or where it has none."""
+    length: int | None = None
+    """Bytes of the encoded image."""
+    content_sha256: str | None = None
+    """Hexadecimal."""
+    width: int | None = None
+    """Pixels, as stored, before orientation; None when unreadable."""
+    height: int | None = None
+    """Pixels, as stored, before orientation; None when unreadable."""
+    format: str | None = None
+    """`JPEG`, `PNG`, …; None when unreadable."""
+    frames_scored: int | None = None
+    """Frames or pages whose views count; None unless the scorer is strict, and where nothing was decoded."""
+    scored_view: str | None = None
+    """The view that these scores and the embedding are of; None where `frames_scored` is."""
+    first_score: float | None = None
+    """Of a cascade's first model; None unless ok, and where there is no cascade."""
+    second_score: float | None = None
+    """Of a cascade's second model; None unless ok, and where it was not asked."""
+    decided_by: str | None = None
+    """Name of the model whose score `nsfw_score` is, in a cascade; None unless ok."""
+
+    def column(self, name: str) -> Any:  # noqa: ANN401 - as its type in the tables is
+        """Return what a column of image_scores says: a field of this name, or the score of another head."""
+        if name in self.__dataclass_fields__:
+            return getattr(self, name)
+        return None if self.other_scores is None else self.other_scores[name.removesuffix("_score")]
+
+
+def unscored(
+    status: Status,
+    error: str | None,
+    header: ImageHeader | None,
+    length: int | None = None,
+    digest: str | None = None,
+) -> ImageScore:
+    """Return what is known of an image before the model has seen it.
+
+    Args:
+        status: `ok` where the model shall see it.
+        error: For people; None when ok.
+        header: None when unreadable.
+        length: Bytes of the encoded image; None where it could not be read.
+        digest: SHA-256 of these, hexadecimal.
+    """
+    width, height, format_ = (header.width, header.height, header.format) if header else (None, None, None)
+    return ImageScore(
+        status,
+        error,
+        length=length,
+        content_sha256=digest,
+        width=width,
+        height=height,
+        format=format_,
+    )
+
+
+def highest(views: Iterable[tuple[ImageScore, bool]]) -> Iterator[ImageScore]:
+    """Yield one row an image: of its views the first with the highest score.
+
+    A view without a score has the last word: what a model cannot judge is not safe.
+
+    Args:
+        views: The rows of an image's views, one after the other, and whether it is its last.
+    """
+    best: ImageScore | None = None
+    for row, is_last in views:
+        best = row if best is None or _rank(row) > _rank(best) else best
+        if is_last:
+            yield best
+            best = None
+
+
+def _rank(row: ImageScore) -> float:
+    return 2.0 if row.nsfw_score is None else row.nsfw_score
 
 
 class Decoder(Protocol):

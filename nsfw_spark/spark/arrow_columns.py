@@ -14,9 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyspark.sql.types import StructType
 
-from nsfw_spark.image_score import ImageScore
+from nsfw_spark.scorer import ImageScore, Stages
 from nsfw_spark.spark.schema import SCORE, arrow_schema
-from nsfw_spark.stages import Stages
 
 Columns = dict[str, pa.Array]
 """By name, all of the same number of rows."""

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from nsfw_spark import errors
+from nsfw_spark.scorer import Stages
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.schema import STAGES
-from nsfw_spark.stages import Stages
 
 OBSERVATION: Final = "images"
 _POLL_SECONDS: Final = 0.5

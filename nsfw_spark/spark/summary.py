@@ -12,11 +12,11 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 import nsfw_spark
+from nsfw_spark.scorer import Stages
 from nsfw_spark.spark import schema, tables
 from nsfw_spark.spark.output import FILTERED, IMAGE_SCORES, Output
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import Counts, row_counts
-from nsfw_spark.stages import Stages
 
 _UNSCORED_SHOWN: Final = 5
 

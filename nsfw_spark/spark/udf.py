@@ -23,9 +23,9 @@ from pyspark.sql.types import StructField, StructType
 from nsfw_spark.cards import choose_card
 from nsfw_spark.decode import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 from nsfw_spark.errors import ConfigError, InputError
-from nsfw_spark.image_score import ImageScore
 from nsfw_spark.isolation import DECODE_TIMEOUT_SECONDS
 from nsfw_spark.model import ModelSpec
+from nsfw_spark.scorer import ImageScore
 from nsfw_spark.spark.delivery import deliver
 from nsfw_spark.spark.schema import MODEL
 from nsfw_spark.spark.scorer_spec import ScorerSpec, second_model

@@ -13,7 +13,7 @@ from pyspark.testing import assertDataFrameEqual
 
 import nsfw_spark
 from nsfw_spark.errors import ConfigError, InputError
-from nsfw_spark.image_score import ImageScore
+from nsfw_spark.scorer import ImageScore
 from nsfw_spark.spark import keep_safe, read_images, schema, score_images, score_udf
 from tests.spark.conftest import BAD, GOOD, THRESHOLD, image_id
 

@@ -11,10 +11,9 @@ from nudenet import NudeDetector
 from PIL import Image
 
 from nsfw_spark import load_scorer
-from nsfw_spark.boxes import best_boxes
 from nsfw_spark.cards import load_card
 from nsfw_spark.encoders import Encoded
-from nsfw_spark.heads import BoxHead, load_heads
+from nsfw_spark.heads import BoxHead, best_boxes, load_heads
 from nsfw_spark.scorer import Scorer
 from tests.conftest import PHOTOS, encoded
 from tests.fakes import card

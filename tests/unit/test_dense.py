@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from nsfw_spark.cards import load_card
-from nsfw_spark.dense import LaionNetwork, Vectors, _as_tensorflow
 from nsfw_spark.encoders import unit_length
-from nsfw_spark.laion import LaionHead
-from nsfw_spark.mlp import LinearLayer, MlpNetwork, read_mlp
+from nsfw_spark.heads import LinearLayer, MlpNetwork, read_mlp
+from nsfw_spark.laion import LaionHead, LaionNetwork, Vectors, _as_tensorflow
 from nsfw_spark.weights import WeightsFile
 
 # (x - mean) / sqrt(variance), then |x0| + 2 |x1| by way of two ReLUs each, then a sigmoid of 3 less.

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from nsfw_spark.cards import built_in_models, load_card
-from nsfw_spark.dense import Vectors
 from nsfw_spark.errors import DeviceError
-from nsfw_spark.golden import _PREFIXES, TOLERANCE, check_golden_scores
 from nsfw_spark.heads import load_heads
+from nsfw_spark.laion import _PREFIXES, TOLERANCE, Vectors, check_golden_scores
 from nsfw_spark.model_card import ModelCard
 from nsfw_spark.weights import locate_weights
 

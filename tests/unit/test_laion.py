@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nsfw_spark.dense import LaionNetwork
 from nsfw_spark.errors import WeightsError
-from nsfw_spark.laion import read_head, read_vocabularies
+from nsfw_spark.laion import LaionNetwork, read_head, read_vocabularies
 
 DATA = Path(__file__).parents[1] / "data"
 ARCHIVES = Path(str(resources.files("nsfw_spark") / "models" / "laion"))

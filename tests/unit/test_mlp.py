@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from nsfw_spark.errors import WeightsError
-from nsfw_spark.mlp import Widths, read_mlp
+from nsfw_spark.heads import Widths, read_mlp
 from nsfw_spark.weights import WeightsFile
 
 

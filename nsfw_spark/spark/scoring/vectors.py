@@ -18,13 +18,13 @@ from nsfw_spark.embeddings import EmbeddingsScorer, ScoredEmbeddings, load_embed
 from nsfw_spark.errors import ImageError
 from nsfw_spark.model_card import ModelCard, head_part
 from nsfw_spark.readers import VectorChunk
+from nsfw_spark.scorer import Stages
 from nsfw_spark.self_check import SelfCheck
 from nsfw_spark.spark import schema
 from nsfw_spark.spark.arrow_columns import FIELDS, Columns, by_name, stages_column, vectors_column
 from nsfw_spark.spark.delivery import AS_ON_DRIVER, Delivery
 from nsfw_spark.spark.schema import STAGES, other_scores
 from nsfw_spark.spark.worker import check_fingerprint
-from nsfw_spark.stages import Stages
 
 
 @dataclass(frozen=True)

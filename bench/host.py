@@ -42,7 +42,7 @@ from processes import Run, Usage, run
 from nsfw_spark.cards import load_card
 from nsfw_spark.decode import decode
 from nsfw_spark.host import HostedModel, HostSpec, Owner
-from nsfw_spark.host.home import Home
+from nsfw_spark.host.directory import Home
 from nsfw_spark.model import ModelSpec, load_model
 from nsfw_spark.model_card import ModelCard
 from nsfw_spark.scorer import Scorer

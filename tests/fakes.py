@@ -25,7 +25,7 @@ import psutil
 from nsfw_spark.encoders import Encoded, Encoder
 from nsfw_spark.heads import Scored
 from nsfw_spark.host import HostedModel, HostSpec, Owner
-from nsfw_spark.host.home import Home
+from nsfw_spark.host.directory import Home
 from nsfw_spark.model import ModelSpec, Predictor
 from nsfw_spark.model_card import ModelCard
 

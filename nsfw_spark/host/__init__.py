@@ -17,7 +17,7 @@ Knows nothing of Spark: a benchmark or a test is as good an executor. A task's s
 from __future__ import annotations
 
 from nsfw_spark.host.client import HostedModel
-from nsfw_spark.host.lifecycle import HostUnavailableError
-from nsfw_spark.host.spec import HostSpec, Owner
+from nsfw_spark.host.directory import HostSpec, Owner
+from nsfw_spark.host.start import HostUnavailableError
 
 __all__ = ["HostSpec", "HostUnavailableError", "HostedModel", "Owner"]

@@ -10,9 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-from nsfw_spark.host.home import Home
-from nsfw_spark.host.process import HostProcess, log_to
-from nsfw_spark.host.spec import HostSpec
+from nsfw_spark.host.directory import Home, HostSpec
+from nsfw_spark.host.server import HostProcess, log_to
 
 if __name__ == "__main__":
     faulthandler.enable()  # where a library crashes, the log says in which call

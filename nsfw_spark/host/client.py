@@ -19,11 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nsfw_spark.errors import DeviceError, WeightsError
-from nsfw_spark.host import frames
-from nsfw_spark.host.frames import FrameError, Kind
-from nsfw_spark.host.home import Home
-from nsfw_spark.host.lifecycle import HostUnavailableError, connect, kill
-from nsfw_spark.host.spec import HostSpec
+from nsfw_spark.host import wire
+from nsfw_spark.host.directory import Home, HostSpec
+from nsfw_spark.host.start import HostUnavailableError, connect, kill
+from nsfw_spark.host.wire import FrameError, Kind
 from nsfw_spark.model import Predictions
 from nsfw_spark.self_check import SelfCheck
 
@@ -53,7 +52,7 @@ class _Channel:
         connection, pid = connect(spec, home, task, place)
         channel = cls(connection, spec, home, pid)
         try:
-            channel.ready = frames.read_json(channel.receive(Kind.READY, frames.MAX_JSON))
+            channel.ready = wire.read_json(channel.receive(Kind.READY, wire.MAX_JSON))
         except BaseException:
             channel.connection.close()
             raise
@@ -66,10 +65,10 @@ class _Channel:
             NsfwSparkError: The host sent it as an error.
         """
         try:
-            while (header := frames.receive_header(self.connection)) is not None:
-                payload = frames.receive_payload(self.connection, header[1], limit)
+            while (header := wire.receive_header(self.connection)) is not None:
+                payload = wire.receive_payload(self.connection, header[1], limit)
                 if header[0] == Kind.ERROR:
-                    raise frames.read_error(payload)
+                    raise wire.read_error(payload)
                 if header[0] == kind:
                     return payload
                 if header[0] != Kind.BEAT:
@@ -85,7 +84,7 @@ class _Channel:
     def send(self, pixels: npt.NDArray[np.uint8]) -> None:
         """Send one batch."""
         try:
-            frames.send(self.connection, Kind.PIXELS, [np.ascontiguousarray(pixels)])
+            wire.send(self.connection, Kind.PIXELS, [np.ascontiguousarray(pixels)])
         except TimeoutError:
             kill(self.home, self.pid)
             raise _HostDiedError("it took no pixels and was killed") from None
@@ -192,7 +191,7 @@ class HostedModel:
         assert batch.channel is not None  # noqa: S101 - the caller looked
         try:
             payload = batch.channel.receive(Kind.SCORES, _MAX_SCORES)
-            return frames.read_scores(payload, len(batch.pixels))
+            return wire.read_scores(payload, len(batch.pixels))
         except (_HostDiedError, FrameError) as death:
             self._outlive(death, waiting)
             return None

@@ -16,7 +16,7 @@ Knows nothing of Spark: when a task takes which, `nsfw_spark.spark.decoding` say
 
 from __future__ import annotations
 
+from nsfw_spark.isolation.child import IsolatedDecoder
 from nsfw_spark.isolation.guarded import DECODE_TIMEOUT_SECONDS, GuardedDecoder
-from nsfw_spark.isolation.isolated import IsolatedDecoder
 
 __all__ = ["DECODE_TIMEOUT_SECONDS", "GuardedDecoder", "IsolatedDecoder"]

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nsfw_spark.host import frames
-from nsfw_spark.host.frames import Kind
+from nsfw_spark.host import wire
+from nsfw_spark.host.wire import Kind
 from nsfw_spark.model import Predictions
 from tests.conftest import encoded, pixels
 from tests.hidden import HIDDEN
@@ -118,11 +118,11 @@ def conversations() -> dict[str, bytes]:
     """Return what a task and a model host say to each other: a frame of each kind."""
     one, two = np.array([0.5, 0.25, 1], np.float32), np.ones((3, 2), np.float32)
     said: dict[str, Callable[[socket.socket], None]] = {
-        "hello": lambda here: frames.send_json(here, Kind.HELLO, version=1, key="k", task="t"),
-        "beat": lambda here: frames.send(here, Kind.BEAT),
-        "pixels": lambda here: frames.send(here, Kind.PIXELS, [np.zeros((2, 4, 4, 3), np.uint8)]),
-        "scores": lambda here: frames.send_scores(here, Predictions(one, two, two, 0.5, 3)),
-        "error": lambda here: frames.send_error(here, ValueError("why")),
+        "hello": lambda here: wire.send_json(here, Kind.HELLO, version=1, key="k", task="t"),
+        "beat": lambda here: wire.send(here, Kind.BEAT),
+        "pixels": lambda here: wire.send(here, Kind.PIXELS, [np.zeros((2, 4, 4, 3), np.uint8)]),
+        "scores": lambda here: wire.send_scores(here, Predictions(one, two, two, 0.5, 3)),
+        "error": lambda here: wire.send_error(here, ValueError("why")),
     }
     return {name: _sent(say) for name, say in said.items()}
 

@@ -21,8 +21,8 @@ import pyarrow as pa
 from nsfw_spark.cards import load_card
 from nsfw_spark.decode import MOST_VIEWS, DecodedImage, decode
 from nsfw_spark.errors import ConfigError, ImageError, NsfwSparkError, WeightsError
-from nsfw_spark.host import frames
-from nsfw_spark.host.frames import FrameError, Kind
+from nsfw_spark.host import wire
+from nsfw_spark.host.wire import FrameError, Kind
 from nsfw_spark.laion import read_head
 from nsfw_spark.model_card import Preprocessing
 from nsfw_spark.readers.storage import Storage
@@ -134,19 +134,19 @@ def conversation(content: bytes) -> None:
         here.sendall(content[:MAX_FRAME])
         here.close()
         try:
-            while (header := frames.receive_header(there)) is not None:
-                _read_frame(header[0], frames.receive_payload(there, header[1], MAX_FRAME))
+            while (header := wire.receive_header(there)) is not None:
+                _read_frame(header[0], wire.receive_payload(there, header[1], MAX_FRAME))
         except FrameError as error:
             _check_message(error)
 
 
 def _read_frame(kind: Kind, payload: bytes) -> None:
     if kind is Kind.SCORES:
-        assert len(frames.read_scores(payload, 3)) == 3
+        assert len(wire.read_scores(payload, 3)) == 3
     elif kind is Kind.ERROR:
-        assert isinstance(frames.read_error(payload), NsfwSparkError)
+        assert isinstance(wire.read_error(payload), NsfwSparkError)
     elif kind in {Kind.HELLO, Kind.WELCOME, Kind.READY}:
-        assert isinstance(frames.read_json(payload), dict)
+        assert isinstance(wire.read_json(payload), dict)
 
 
 TARGETS: Final = {

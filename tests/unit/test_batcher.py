@@ -15,10 +15,10 @@ import pytest
 
 from nsfw_spark import DeviceError, WeightsError
 from nsfw_spark.encoders import Encoded, OutOfMemoryError
-from nsfw_spark.host import HostSpec, Owner, frames
+from nsfw_spark.host import HostSpec, Owner, wire
 from nsfw_spark.host.batcher import Batcher
-from nsfw_spark.host.connection import Connection
-from nsfw_spark.host.frames import Kind
+from nsfw_spark.host.server import Connection
+from nsfw_spark.host.wire import Kind
 from nsfw_spark.model import Model, ModelSpec, Predictions
 from tests.fakes import FakeEncoder, FakeHead, card
 
@@ -249,9 +249,9 @@ def test_a_model_that_hangs_gives_no_sign_of_life() -> None:
         serving = threading.Thread(target=connection.serve, daemon=True)
         serving.start()
         here.settimeout(WAIT)
-        frames.send_json(here, Kind.HELLO, version=frames.VERSION, key="key", task="a test", model=0)
+        wire.send_json(here, Kind.HELLO, version=wire.VERSION, key="key", task="a test", model=0)
         assert [received(here) for _ in range(2)] == [Kind.WELCOME, Kind.READY]
-        frames.send(here, Kind.PIXELS, [greys(7)])
+        wire.send(here, Kind.PIXELS, [greys(7)])
         assert received(here) == Kind.BEAT, "it is busy"
         here.settimeout(2.0)
         with pytest.raises(TimeoutError):
@@ -264,7 +264,7 @@ def test_a_model_that_hangs_gives_no_sign_of_life() -> None:
 
 
 def received(connection: socket.socket) -> Kind:
-    header = frames.receive_header(connection)
+    header = wire.receive_header(connection)
     assert header is not None
-    frames.receive_payload(connection, header[1], frames.MAX_JSON)
+    wire.receive_payload(connection, header[1], wire.MAX_JSON)
     return header[0]

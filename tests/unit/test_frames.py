@@ -27,8 +27,8 @@ from nsfw_spark.errors import (
     TableError,
     WeightsError,
 )
-from nsfw_spark.host import frames
-from nsfw_spark.host.frames import FrameError, Kind
+from nsfw_spark.host import wire
+from nsfw_spark.host.wire import FrameError, Kind
 from nsfw_spark.model import Predictions
 
 SMALL = 1 << 20  # bytes that a refused frame may cost
@@ -41,9 +41,9 @@ class Pair(NamedTuple):
     there: socket.socket
 
     def received(self, limit: int = SMALL) -> tuple[Kind, bytes]:
-        header = frames.receive_header(self.there)
+        header = wire.receive_header(self.there)
         assert header is not None
-        return header[0], frames.receive_payload(self.there, header[1], limit)
+        return header[0], wire.receive_payload(self.there, header[1], limit)
 
 
 @contextlib.contextmanager
@@ -88,28 +88,28 @@ def predictions(
 
 def scores_payload(sent: Predictions) -> bytes:
     with connected() as pair:
-        frames.send_scores(pair.here, sent)
+        wire.send_scores(pair.here, sent)
         return pair.received()[1]
 
 
 @pytest.mark.parametrize("kind", Kind)
 def test_a_frame_of_each_kind_arrives_as_it_was_sent(pair: Pair, kind: Kind) -> None:
     parts = [b"one", np.arange(6, dtype=np.uint8).reshape(2, 3), b"", memoryview(b"two")]
-    frames.send(pair.here, kind, parts)
-    frames.send(pair.here, kind)
+    wire.send(pair.here, kind, parts)
+    wire.send(pair.here, kind)
     assert pair.received() == (kind, b"one\x00\x01\x02\x03\x04\x05two")
     assert pair.received() == (kind, b"")
 
 
 def test_the_end_of_the_stream_is_no_frame(pair: Pair) -> None:
     pair.here.close()
-    assert frames.receive_header(pair.there) is None
+    assert wire.receive_header(pair.there) is None
 
 
 def test_json_arrives_as_it_was_sent(pair: Pair) -> None:
-    frames.send_json(pair.here, Kind.HELLO, version=1, key="k", task='"ü\n\0')
+    wire.send_json(pair.here, Kind.HELLO, version=1, key="k", task='"ü\n\0')
     kind, payload = pair.received()
-    assert (kind, frames.read_json(payload)) == (Kind.HELLO, {"version": 1, "key": "k", "task": '"ü\n\0'})
+    assert (kind, wire.read_json(payload)) == (Kind.HELLO, {"version": 1, "key": "k", "task": '"ü\n\0'})
 
 
 @pytest.mark.parametrize("num_images", [1, 2, 64])
@@ -120,7 +120,7 @@ def test_predictions_arrive_to_the_last_bit(
     num_images: int, num_classes: int, num_dimensions: int, num_heads: int
 ) -> None:
     sent = predictions(num_images, num_classes, num_dimensions, num_heads)
-    got = frames.read_scores(scores_payload(sent), num_images)
+    got = wire.read_scores(scores_payload(sent), num_images)
     for name in ("nsfw_scores", "class_scores", "embeddings", "other_scores"):
         one, other = getattr(sent, name), getattr(got, name)
         assert (one is None) == (other is None), name
@@ -131,8 +131,8 @@ def test_predictions_arrive_to_the_last_bit(
 def test_columns_of_a_larger_array_arrive(pair: Pair) -> None:
     """As a head gives them: a view that is not contiguous."""
     probabilities = np.random.default_rng(0).random((5, 2), np.float32)
-    frames.send_scores(pair.here, Predictions(probabilities[:, 1], probabilities))
-    got = frames.read_scores(pair.received()[1], 5)
+    wire.send_scores(pair.here, Predictions(probabilities[:, 1], probabilities))
+    got = wire.read_scores(pair.received()[1], 5)
     assert np.array_equal(got.nsfw_scores, probabilities[:, 1])
     assert got.class_scores is not None
     assert np.array_equal(got.class_scores, probabilities)
@@ -140,14 +140,14 @@ def test_columns_of_a_larger_array_arrive(pair: Pair) -> None:
 
 def test_what_is_no_number_arrives_as_such() -> None:
     sent = Predictions(np.array([np.nan, np.inf, -1], np.float32))
-    got = frames.read_scores(scores_payload(sent), 3)
+    got = wire.read_scores(scores_payload(sent), 3)
     np.testing.assert_array_equal(got.nsfw_scores, sent.nsfw_scores)
 
 
 @pytest.mark.parametrize("num_buffers", [511, 512, 513, 2000])
 def test_more_buffers_than_the_kernel_takes_arrive_in_order(pair: Pair, num_buffers: int) -> None:
     buffers = [bytes([i % 256]) * (1 + i % 700) for i in range(num_buffers)]
-    sender = threading.Thread(target=frames.send, args=(pair.here, Kind.PIXELS, buffers))
+    sender = threading.Thread(target=wire.send, args=(pair.here, Kind.PIXELS, buffers))
     sender.start()  # it is more than the socket holds
     assert pair.received() == (Kind.PIXELS, b"".join(buffers))
     sender.join()
@@ -166,8 +166,8 @@ def test_random_bytes_are_a_frame_error_or_a_frame(content: bytes) -> None:
         pair.here.sendall(content)
         pair.here.close()
         with small_memory(), contextlib.suppress(FrameError):
-            while (header := frames.receive_header(pair.there)) is not None:
-                frames.receive_payload(pair.there, header[1], 100)
+            while (header := wire.receive_header(pair.there)) is not None:
+                wire.receive_payload(pair.there, header[1], 100)
 
 
 @pytest.mark.parametrize("content", [b"N", b"NSFW" + bytes(11), bytes(16), b"GET / HTTP/1.1\r\n"])
@@ -175,20 +175,20 @@ def test_what_is_no_header_is_a_frame_error(pair: Pair, content: bytes) -> None:
     pair.here.sendall(content)
     pair.here.close()
     with pytest.raises(FrameError, match="expected the header of a frame"):
-        frames.receive_header(pair.there)
+        wire.receive_header(pair.there)
 
 
 def test_a_stream_that_ends_within_a_payload_is_a_frame_error(pair: Pair) -> None:
     pair.here.sendall(b"half")
     pair.here.close()
     with pytest.raises(FrameError, match=r"expected 8 bytes, got 4"):
-        frames.receive_payload(pair.there, 8, 100)
+        wire.receive_payload(pair.there, 8, 100)
 
 
 @pytest.mark.parametrize("length", [101, 2**40, 2**64 - 1])
 def test_a_length_beyond_the_limit_is_a_frame_error_at_once(pair: Pair, length: int) -> None:
     with small_memory(), pytest.raises(FrameError, match=f"announces {length} bytes; expected at most 100"):
-        frames.receive_payload(pair.there, length, 100)
+        wire.receive_payload(pair.there, length, 100)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_length_beyond_the_limit_is_a_frame_error_at_once(pair: Pair, length: 
 )
 def test_what_is_no_json_object_is_a_frame_error(payload: bytes) -> None:
     with pytest.raises(FrameError, match="expected"):
-        frames.read_json(payload)
+        wire.read_json(payload)
 
 
 VALID = scores_payload(predictions(3, 2, 4, 1))
@@ -213,7 +213,7 @@ def test_mutated_scores_are_a_frame_error_or_have_the_right_shape(data: st.DataO
         payload[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
         payload = payload or bytearray(b"x")
     with small_memory(), contextlib.suppress(FrameError):
-        got = frames.read_scores(bytes(payload), 3)
+        got = wire.read_scores(bytes(payload), 3)
         assert got.nsfw_scores.shape == (3,)
         assert got.class_scores is None or len(got.class_scores) == 3
         assert got.embeddings is None or len(got.embeddings) == 3
@@ -235,27 +235,27 @@ def test_mutated_scores_are_a_frame_error_or_have_the_right_shape(data: st.DataO
 def test_counts_that_do_not_fit_are_a_frame_error(counts: tuple[int, int, int, int]) -> None:
     payload = struct.pack("<IIII", *counts) + VALID[16:]
     with small_memory(), pytest.raises(FrameError, match="expected the scores of 3 images"):
-        frames.read_scores(payload, 3)
+        wire.read_scores(payload, 3)
 
 
 @pytest.mark.parametrize("num_images", [0, 1, 2, 4])
 def test_scores_of_other_images_than_were_sent_are_a_frame_error(num_images: int) -> None:
     with pytest.raises(FrameError, match=f"expected the scores of {num_images} images"):
-        frames.read_scores(VALID, num_images)
+        wire.read_scores(VALID, num_images)
 
 
 @pytest.mark.parametrize(
     "kind", [NsfwSparkError, ConfigError, InputError, TableError, WeightsError, DeviceError]
 )
 def test_an_error_of_the_project_travels_as_itself(pair: Pair, kind: type[NsfwSparkError]) -> None:
-    frames.send_error(pair.here, kind("what was got, what was expected: 'ä'"))
-    error = frames.read_error(pair.received()[1])
+    wire.send_error(pair.here, kind("what was got, what was expected: 'ä'"))
+    error = wire.read_error(pair.received()[1])
     assert (type(error), str(error)) == (kind, "what was got, what was expected: 'ä'")
 
 
 def test_an_error_of_a_kind_of_the_projects_errors_travels_as_that_kind(pair: Pair) -> None:
-    frames.send_error(pair.here, OutOfMemoryError("a batch of 1 images does not fit into cuda:0"))
-    error = frames.read_error(pair.received()[1])
+    wire.send_error(pair.here, OutOfMemoryError("a batch of 1 images does not fit into cuda:0"))
+    error = wire.read_error(pair.received()[1])
     assert type(error) is DeviceError
     assert "a batch of 1 images does not fit into cuda:0" in str(error)
 
@@ -264,8 +264,8 @@ def test_an_error_of_a_kind_of_the_projects_errors_travels_as_that_kind(pair: Pa
     "error", [RuntimeError("why"), ImageError("crashed", "why"), MemoryError("why"), KeyboardInterrupt("why")]
 )
 def test_another_error_is_named(pair: Pair, error: BaseException) -> None:
-    frames.send_error(pair.here, error)
-    got = frames.read_error(pair.received()[1])
+    wire.send_error(pair.here, error)
+    got = wire.read_error(pair.received()[1])
     assert type(got) is NsfwSparkError
     assert type(error).__name__ in str(got)
     assert "why" in str(got)
@@ -275,14 +275,14 @@ def test_an_error_of_the_same_name_from_elsewhere_is_not_ours(pair: Pair) -> Non
     class WeightsError(Exception):  # as any library might have one
         pass
 
-    frames.send_error(pair.here, WeightsError("why"))
-    assert type(frames.read_error(pair.received()[1])) is NsfwSparkError
+    wire.send_error(pair.here, WeightsError("why"))
+    assert type(wire.read_error(pair.received()[1])) is NsfwSparkError
 
 
 @pytest.mark.parametrize("letter", ["x", "\0", "ü", "漢", "🙈", "\udcff"])
 def test_a_long_message_is_cut_to_what_a_task_takes(pair: Pair, letter: str) -> None:
-    frames.send_error(pair.here, DeviceError(letter * 100_000))
-    error = frames.read_error(pair.received(frames.MAX_JSON)[1])
+    wire.send_error(pair.here, DeviceError(letter * 100_000))
+    error = wire.read_error(pair.received(wire.MAX_JSON)[1])
     assert str(error).startswith(letter * 1000)
 
 
@@ -290,7 +290,7 @@ def test_a_long_message_is_cut_to_what_a_task_takes(pair: Pair, letter: str) -> 
 @given(name=st.sampled_from([*vars(errors), ""]) | st.text())
 def test_an_error_that_is_read_is_one_of_ours_and_never_marks_an_image(name: str) -> None:
     payload = json.dumps({"error": name, "message": "why"}).encode()
-    error = frames.read_error(payload)
+    error = wire.read_error(payload)
     assert isinstance(error, NsfwSparkError)
     assert not isinstance(error, ImageError)
 
@@ -299,4 +299,4 @@ def test_an_error_that_is_read_is_one_of_ours_and_never_marks_an_image(name: str
 @given(payload=st.binary(max_size=100) | st.sampled_from([b"{}", b'{"error": null}', b'{"error": []}']))
 def test_an_error_that_is_no_json_is_a_frame_error(payload: bytes) -> None:
     with contextlib.suppress(FrameError):
-        assert isinstance(frames.read_error(payload), NsfwSparkError)
+        assert isinstance(wire.read_error(payload), NsfwSparkError)

@@ -21,9 +21,9 @@ import pytest
 
 from nsfw_spark.cards import load_card
 from nsfw_spark.errors import DeviceError, WeightsError
-from nsfw_spark.host import HostedModel, HostSpec, HostUnavailableError, Owner, frames
-from nsfw_spark.host.frames import Kind
-from nsfw_spark.host.home import Home
+from nsfw_spark.host import HostedModel, HostSpec, HostUnavailableError, Owner, wire
+from nsfw_spark.host.directory import Home
+from nsfw_spark.host.wire import Kind
 from nsfw_spark.model import ModelSpec, Predictions, load_model
 from nsfw_spark.scorer import Scorer
 from tests.conftest import PHOTOS
@@ -337,14 +337,14 @@ def key_of(spec: HostSpec) -> str:
 def ready(spec: HostSpec) -> socket.socket:
     """Return a connection that was welcome, and may send pixels."""
     connection = connected(spec)
-    hello = {"version": frames.VERSION, "key": key_of(spec), "task": "a test", "model": 0}
-    frames.send_json(connection, Kind.HELLO, **hello)
+    hello = {"version": wire.VERSION, "key": key_of(spec), "task": "a test", "model": 0}
+    wire.send_json(connection, Kind.HELLO, **hello)
     kind = Kind.HELLO
     while kind != Kind.READY:
-        header = frames.receive_header(connection)
+        header = wire.receive_header(connection)
         assert header is not None
         kind = header[0]
-        frames.receive_payload(connection, header[1], frames.MAX_JSON)
+        wire.receive_payload(connection, header[1], wire.MAX_JSON)
     return connection
 
 
@@ -373,7 +373,7 @@ def unharmed(spec: HostSpec) -> Iterator[None]:
 def test_who_has_no_key_gets_nothing(shared: FakeExecutor) -> None:
     spec = shared.spec()
     with unharmed(spec):
-        key, version = key_of(spec), frames.VERSION
+        key, version = key_of(spec), wire.VERSION
         for hello in (
             {"version": version},
             {"version": version, "key": ""},
@@ -384,7 +384,7 @@ def test_who_has_no_key_gets_nothing(shared: FakeExecutor) -> None:
             {"version": version + 1, "key": key},
         ):
             connection = connected(spec)
-            frames.send_json(connection, Kind.HELLO, task="a stranger", **hello)
+            wire.send_json(connection, Kind.HELLO, task="a stranger", **hello)
             assert is_hung_up(connection)
 
 

@@ -22,7 +22,7 @@ import nsfw_spark
 from nsfw_spark.cards import load_card
 from nsfw_spark.errors import ConfigError, DeviceError, NsfwSparkError, WeightsError
 from nsfw_spark.host import HostedModel, HostSpec, Owner
-from nsfw_spark.host.home import Home
+from nsfw_spark.host.directory import Home
 from nsfw_spark.model import load_model
 from nsfw_spark.model_card import ModelCard
 from tests.fakes import (

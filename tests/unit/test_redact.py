@@ -12,7 +12,7 @@ import pytest
 from nsfw_spark import errors
 from nsfw_spark.cli import main
 from nsfw_spark.errors import ConfigError, ImageError, NsfwSparkError
-from nsfw_spark.host.process import log_to
+from nsfw_spark.host.server import log_to
 from nsfw_spark.options import job_options
 from nsfw_spark.redact import has_credentials, redact
 from nsfw_spark.uris import absolute_uri

@@ -15,7 +15,7 @@ from typing import Final, Self
 import psutil
 
 from nsfw_spark.errors import TableError
-from nsfw_spark.host.spec import is_running
+from nsfw_spark.host.directory import is_running
 
 POLL_SECONDS: Final = 0.2
 """So often one looks whether a lock has become free."""

@@ -22,10 +22,9 @@ from contextlib import contextmanager
 from typing import Final
 
 from nsfw_spark import interpreter
-from nsfw_spark.host import frames
-from nsfw_spark.host.frames import FrameError, Kind
-from nsfw_spark.host.home import Home
-from nsfw_spark.host.spec import HostSpec, is_running
+from nsfw_spark.host import wire
+from nsfw_spark.host.directory import Home, HostSpec, is_running
+from nsfw_spark.host.wire import FrameError, Kind
 
 _STARTS: Final = 2  # a host may be killed while it starts, but hardly twice
 LISTENING: Final = b"listening\n"  # what a host prints when tasks can connect
@@ -87,11 +86,9 @@ def _greet(spec: HostSpec, home: Home, task: str, place: int) -> tuple[socket.so
     connection.settimeout(spec.timeout_seconds)
     try:
         connection.connect(str(home.socket))
-        frames.send_json(
-            connection, Kind.HELLO, version=frames.VERSION, key=host["key"], task=task, model=place
-        )
-        if (header := frames.receive_header(connection)) is not None and header[0] == Kind.WELCOME:
-            frames.receive_payload(connection, header[1], frames.MAX_JSON)
+        wire.send_json(connection, Kind.HELLO, version=wire.VERSION, key=host["key"], task=task, model=place)
+        if (header := wire.receive_header(connection)) is not None and header[0] == Kind.WELCOME:
+            wire.receive_payload(connection, header[1], wire.MAX_JSON)
             return connection, host["pid"]
     except TimeoutError:
         kill(home, host["pid"])

@@ -19,13 +19,15 @@ import pyarrow.compute as pc
 
 from nsfw_spark.errors import ImageError
 from nsfw_spark.readers.chunk import VectorChunk
-from nsfw_spark.readers.file_parts import FilePart, RowColumns, file_parts
 from nsfw_spark.readers.npy import NpyFile, open_npy
-from nsfw_spark.readers.parquet_rows import (
+from nsfw_spark.readers.parquet import (
+    FilePart,
     OpenParquet,
     ParquetColumns,
+    RowColumns,
     Rows,
     column_type,
+    file_parts,
     file_problem,
     read_part,
 )

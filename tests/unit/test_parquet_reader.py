@@ -18,8 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nsfw_spark.errors import ImageError
-from nsfw_spark.readers.file_parts import FilePart, RowColumns
-from nsfw_spark.readers.parquet import ParquetReader
+from nsfw_spark.readers.parquet import FilePart, ParquetReader, RowColumns
 from nsfw_spark.readers.storage import Storage
 
 WHEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -10,8 +10,7 @@ import pyarrow as pa
 from nsfw_spark.errors import ImageError
 from nsfw_spark.readers import Chunk
 from nsfw_spark.readers.chunk import CHUNK_ROWS
-from nsfw_spark.readers.files import COLUMNS, LocalFileReader
-from nsfw_spark.readers.rows import ContentReader
+from nsfw_spark.readers.files import COLUMNS, ContentReader, LocalFileReader
 
 MODIFIED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

@@ -13,7 +13,7 @@ from pyspark.sql.types import ArrayType, FloatType, StructType
 
 from nsfw_spark.errors import InputError
 from nsfw_spark.readers import Reader, VectorReader
-from nsfw_spark.readers.rows import ContentReader
+from nsfw_spark.readers.files import ContentReader
 from nsfw_spark.readers.vectors import VectorColumnReader
 from nsfw_spark.spark.chunks import in_chunks
 from nsfw_spark.spark.commits import only_adds

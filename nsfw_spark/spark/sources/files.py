@@ -7,8 +7,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from nsfw_spark.readers.chunk import MOST_BYTES
-from nsfw_spark.readers.files import LocalFileReader
-from nsfw_spark.readers.rows import ContentReader
+from nsfw_spark.readers.files import ContentReader, LocalFileReader
 from nsfw_spark.spark.schema import IMAGE_ID, MODIFICATION_TIME
 from nsfw_spark.spark.sources.listing import LISTED, LISTED_SCHEMA, ListedFiles
 from nsfw_spark.spark.sources.source import SourceOptions

@@ -6,11 +6,12 @@ Spark has no public way from Python to its file systems; all use of the private 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 
 _PATTERN: Final = re.compile(r"[\\*?\[\]{}^]")  # what Hadoop's globs do not take for itself
 
@@ -104,3 +105,18 @@ def modified_ms(spark: SparkSession, uri: str) -> int:
     """
     files, path = file_system(spark, uri)
     return int(files.getFileStatus(path).getModificationTime())
+
+
+def in_chunks(frame: DataFrame, num_rows: int) -> Iterator[list[Row]]:
+    """Yield a frame's rows, so many at a time; Spark computes one partition after the other.
+
+    Args:
+        frame: Any.
+        num_rows: Of a chunk; the last one may have fewer.
+    """
+    # Not DataFrame.toLocalIterator: its jobs start after its query has ended, and the scheduler of Spark 4.2
+    # keeps such jobs for ever (DAGScheduler.activeQueryToJobs), each with the tables that it broadcast: 32 MB
+    # of the driver's memory a call. Jobs of an RDD belong to no query.
+    rows = frame.rdd.toLocalIterator()
+    while chunk := list(islice(rows, num_rows)):
+        yield chunk

@@ -19,9 +19,8 @@ from pyspark.sql.types import StructType
 from nsfw_spark.decode import too_long
 from nsfw_spark.errors import ImageError
 from nsfw_spark.spark.checkpoints import listed_files_log
-from nsfw_spark.spark.chunks import in_chunks
 from nsfw_spark.spark.faults import reason
-from nsfw_spark.spark.hadoop import file_system, literally
+from nsfw_spark.spark.hadoop import file_system, in_chunks, literally
 from nsfw_spark.spark.output import IMAGE_SCORES, Output
 from nsfw_spark.spark.schema import IMAGE_ID
 

@@ -14,8 +14,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from nsfw_spark.errors import ConfigError
-from nsfw_spark.spark.chunks import in_chunks
-from nsfw_spark.spark.hadoop import exists
+from nsfw_spark.spark.hadoop import exists, in_chunks
 from nsfw_spark.spark.output import IMAGE_SCORES, Output
 from nsfw_spark.spark.sources import ListedFiles, Source
 

@@ -14,13 +14,10 @@ from typing import Final
 from pyspark.sql import SparkSession
 
 from nsfw_spark.errors import InputError
-from nsfw_spark.spark.sources.cloudfiles import AutoLoaderFiles
 from nsfw_spark.spark.sources.delta import DeltaImages, DeltaVectors
 from nsfw_spark.spark.sources.detect import detect_format, is_delta
-from nsfw_spark.spark.sources.embeddings import NpyFiles, ParquetVectors
-from nsfw_spark.spark.sources.files import ImageFiles
-from nsfw_spark.spark.sources.listing import ListedFiles
-from nsfw_spark.spark.sources.parquet import ParquetImages
+from nsfw_spark.spark.sources.files import AutoLoaderFiles, ImageFiles, ListedFiles
+from nsfw_spark.spark.sources.parquet import NpyFiles, ParquetImages, ParquetVectors
 from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions, check_ids
 from nsfw_spark.spark.sources.webdataset import Tars
 

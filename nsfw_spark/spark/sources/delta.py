@@ -15,9 +15,8 @@ from nsfw_spark.errors import InputError
 from nsfw_spark.readers import Reader, VectorReader
 from nsfw_spark.readers.files import ContentReader
 from nsfw_spark.readers.vectors import VectorColumnReader
-from nsfw_spark.spark.chunks import in_chunks
 from nsfw_spark.spark.commits import only_adds
-from nsfw_spark.spark.hadoop import file_system
+from nsfw_spark.spark.hadoop import file_system, in_chunks
 from nsfw_spark.spark.schema import IMAGE_ID
 from nsfw_spark.spark.sources.columns import TableColumns, image_columns, vector_columns
 from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions

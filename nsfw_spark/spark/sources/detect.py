@@ -13,9 +13,8 @@ from nsfw_spark.errors import InputError
 from nsfw_spark.readers.webdataset import IMAGE_EXTENSIONS
 from nsfw_spark.spark.hadoop import exists
 from nsfw_spark.spark.sources.delta import is_table_name
-from nsfw_spark.spark.sources.embeddings import NpyFiles
-from nsfw_spark.spark.sources.listing import files_below
-from nsfw_spark.spark.sources.parquet import ParquetImages
+from nsfw_spark.spark.sources.files import files_below
+from nsfw_spark.spark.sources.parquet import NpyFiles, ParquetImages
 from nsfw_spark.spark.sources.source import SourceOptions
 from nsfw_spark.spark.sources.webdataset import Tars
 from nsfw_spark.uris import absolute_uri

@@ -6,7 +6,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.types import StringType, StructField, StructType
 
 from nsfw_spark.readers.webdataset import TarReader
-from nsfw_spark.spark.sources.listing import ListedFiles
+from nsfw_spark.spark.sources.files import ListedFiles
 from nsfw_spark.spark.sources.source import FILE_COLUMNS, SourceOptions, chosen
 
 

@@ -35,9 +35,9 @@ from pyspark.sql.types import StructType
 
 from nsfw_spark.options import JobOptions, job_options
 from nsfw_spark.spark import schema, tables
-from nsfw_spark.spark.output import FILTERED, IMAGE_SCORES, Output
 from nsfw_spark.spark.pipeline import filter_job
 from nsfw_spark.spark.session import get_session
+from nsfw_spark.spark.tables import FILTERED, IMAGE_SCORES, Output
 
 _ROW: Final = """
 SELECT 'file:/data/photos/' || lpad(id % 1000, 4, '0') || '/' || md5(string(id)) || '.jpg' AS image_id,

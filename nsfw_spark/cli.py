@@ -38,7 +38,7 @@ from nsfw_spark.weights import (
 )
 
 if TYPE_CHECKING:  # imported in the commands: `--help` and `models` need neither Java nor pyspark
-    from nsfw_spark.spark.summary import Summary
+    from nsfw_spark.spark.runs import Summary
 
 models = typer.Typer(rich_markup_mode=None, help="Model cards and their weights.")
 
@@ -255,8 +255,7 @@ def export_images(  # noqa: PLR0913 - each is an option
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001 - see main
 ) -> int:
     """Write the images that passed as tars or Parquet files, for training, with a manifest."""
-    from nsfw_spark.spark.export import ExportOptions, export_job
-    from nsfw_spark.spark.sharding import ShardSize
+    from nsfw_spark.spark.export import ExportOptions, ShardSize, export_job
 
     columns = {"content_column": content_column, "id_column": id_column}
     options = job_options({"output": output, "content_from": content_from, **columns})

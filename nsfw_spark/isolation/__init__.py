@@ -11,7 +11,7 @@ the process: it costs seven microseconds an image, and is for processes that som
 `guarded` and `isolated` are these two; `messages` is what passes between parent and child, and
 `python -m nsfw_spark.isolation` the child, which imports neither Spark nor a model library.
 
-Knows nothing of Spark: when a task takes which, `nsfw_spark.spark.decoding` says.
+Knows nothing of Spark: when a task takes which, `nsfw_spark.spark.worker` says.
 """
 
 from __future__ import annotations

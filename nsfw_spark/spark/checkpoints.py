@@ -21,9 +21,8 @@ from pyspark.sql import functions as F
 
 from nsfw_spark.errors import StorageError, TableError
 from nsfw_spark.spark.hadoop import exists, list_names, read_text
-from nsfw_spark.spark.output import IMAGE_SCORES, RUNS, Output
 from nsfw_spark.spark.sources import Source
-from nsfw_spark.spark.tables import history
+from nsfw_spark.spark.tables import IMAGE_SCORES, RUNS, Output, history
 
 
 def find_checkpoint(spark: SparkSession, output: Output, source: Source, generation: str) -> str:

@@ -18,11 +18,20 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from nsfw_spark.spark.commits import changes_no_row, may_lack_additions, only_adds
 from nsfw_spark.spark.content import Contents
-from nsfw_spark.spark.output import FILTERED, IMAGE_SCORES, Output
 from nsfw_spark.spark.policy import Policy, check_policy, is_ok
-from nsfw_spark.spark.tables import PROPERTY, at_once, history, properties
+from nsfw_spark.spark.tables import (
+    FILTERED,
+    IMAGE_SCORES,
+    PROPERTY,
+    Output,
+    at_once,
+    changes_no_row,
+    history,
+    may_lack_additions,
+    only_adds,
+    properties,
+)
 
 _SCAN_BYTES: Final = 128 << 20  # Spark's default for what a task reads
 _GOOD_FILE_BYTES: Final = 64 << 20  # Delta's compaction leaves files of this size alone

@@ -19,7 +19,7 @@ from pyspark.sql.types import StructType
 from nsfw_spark.options import JobOptions
 from nsfw_spark.readers.chunk import MOST_BYTES
 from nsfw_spark.self_check import SelfCheck
-from nsfw_spark.spark import filtered, schema, tables, versions
+from nsfw_spark.spark import filtered, rescore, schema, tables
 from nsfw_spark.spark.checkpoints import (
     check_still_there,
     checkpoint_id,
@@ -27,19 +27,17 @@ from nsfw_spark.spark.checkpoints import (
     last_accounted_batch,
     last_batch,
 )
-from nsfw_spark.spark.damage import check_holds
-from nsfw_spark.spark.faults import is_of_a_file, reason
-from nsfw_spark.spark.interrupted import account_for_rescoring
-from nsfw_spark.spark.output import IMAGE_SCORES, Output
+from nsfw_spark.spark.faults import check_holds, is_of_a_file, reason
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import OBSERVATION, Counts, counting_columns, follow
 from nsfw_spark.spark.reconcile import account_for_skipped
 from nsfw_spark.spark.rescore import check_comparable, prune, rescore_changed
+from nsfw_spark.spark.runs import account_for_rescoring, count_run
 from nsfw_spark.spark.scoring import ImageScoring, VectorScoring, score_listed
-from nsfw_spark.spark.self_check import ask_executor
 from nsfw_spark.spark.sources import DeltaImages, Limit, ListedFiles, Source, check_ids
-from nsfw_spark.spark.summary import count_run
+from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 from nsfw_spark.spark.udf import model_columns
+from nsfw_spark.spark.worker import ask_executor
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class ScoringJob:
         tables.check_output(spark, target, columns, scoring.name, scoring.fingerprint)
         filtered.check_filter(spark, target, self.policy, columns)
         if generation is None:
-            generation = versions.generation(spark, target)
+            generation = rescore.generation(spark, target)
         checkpoint = find_checkpoint(spark, target, source, generation)
         check_holds(spark, target, checkpoint)
         known, name, fingerprint = self._self_check(target), scoring.name, scoring.fingerprint
@@ -150,15 +148,15 @@ class ScoringJob:
     def score_all_again(self) -> tuple[Counts, str]:
         """Score all into a table apart, whose rows then replace those of image_scores in one commit."""
         fingerprint = self.scoring.fingerprint
-        if versions.is_adopted(self.spark, self.output, fingerprint):
+        if rescore.is_adopted(self.spark, self.output, fingerprint):
             counts, checkpoint = self.score_new(self.output)
         else:
-            generation = versions.next_generation(self.spark, self.output, fingerprint)
-            apart = versions.apart(self.output, generation)
+            generation = rescore.next_generation(self.spark, self.output, fingerprint)
+            apart = rescore.apart(self.output, generation)
             counts, checkpoint = self.score_new(apart, generation=generation)
             account_for_rescoring(self.spark, apart, self.output, self.run_id)
-            versions.adopt(self.spark, apart, self.output, generation)
-        versions.forget(self.spark, self.output)
+            rescore.adopt(self.spark, apart, self.output, generation)
+        rescore.forget(self.spark, self.output)
         return counts, checkpoint
 
     def follow_changes(self, counts: Counts) -> Counts:

@@ -15,21 +15,19 @@ from nsfw_spark.options import JobOptions
 from nsfw_spark.spark import filtered, tables
 from nsfw_spark.spark.checkpoints import last_batch
 from nsfw_spark.spark.content import Contents, open_contents
-from nsfw_spark.spark.damage import check_readable
-from nsfw_spark.spark.faults import explained
-from nsfw_spark.spark.gpu import num_visible_gpus
-from nsfw_spark.spark.interrupted import account_for_interrupted
+from nsfw_spark.spark.faults import check_readable, explained
 from nsfw_spark.spark.job import ScoringJob
 from nsfw_spark.spark.lock import one_run_at_a_time
-from nsfw_spark.spark.output import IMAGE_SCORES, Output
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import Counts
+from nsfw_spark.spark.runs import Clock, Summary, account_for_interrupted, count_tables, finish_run
 from nsfw_spark.spark.schema import SCORE
 from nsfw_spark.spark.scoring import ImageScoring, VectorScoring, choose_scoring
 from nsfw_spark.spark.session import get_session, num_slots
 from nsfw_spark.spark.sources import Limit, Source, SourceOptions, open_source
-from nsfw_spark.spark.summary import Clock, Summary, count_tables, finish_run
+from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 from nsfw_spark.spark.udf import new_run_id
+from nsfw_spark.spark.worker import num_visible_gpus
 
 _MICRO_BATCH_SECONDS: Final = 60  # a micro-batch costs 2 s of its own: make it a minute's work
 _DECODES_PER_SECOND: Final = 500  # of one core, photographs of half a megapixel

@@ -21,8 +21,8 @@ from nsfw_spark.errors import ImageError
 from nsfw_spark.spark.checkpoints import listed_files_log
 from nsfw_spark.spark.faults import reason
 from nsfw_spark.spark.hadoop import file_system, in_chunks, literally
-from nsfw_spark.spark.output import IMAGE_SCORES, Output
 from nsfw_spark.spark.schema import IMAGE_ID
+from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 
 _ROWS_AT_ONCE: Final = 10_000  # that the driver holds, and that one commit adds
 

@@ -14,9 +14,10 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from nsfw_spark.errors import ConfigError
-from nsfw_spark.spark.hadoop import exists, in_chunks
-from nsfw_spark.spark.output import IMAGE_SCORES, Output
+from nsfw_spark.spark import tables
+from nsfw_spark.spark.hadoop import delete, exists, in_chunks, list_names
 from nsfw_spark.spark.sources import ListedFiles, Source
+from nsfw_spark.spark.tables import IMAGE_SCORES, PROPERTY, Output
 
 _FILES_AT_ONCE: Final = 1_000  # replaced in one commit; their names are part of its condition
 
@@ -109,3 +110,48 @@ def _rows_of_files(spark: SparkSession, output: Output, source: ListedFiles) -> 
     file = _file(source)
     of_source = file.startswith(f"{source.uri}/") | (file == source.uri)
     return spark.table(output.name(IMAGE_SCORES)).filter(of_source).withColumn("file", file)
+
+
+_FIRST: Final = "1"
+
+
+def generation(spark: SparkSession, output: Output) -> str:
+    """Return the name of what image_scores is now: `1`, or `2-FINGERPRINT` after it was rescored."""
+    if not output.exists(spark, IMAGE_SCORES):
+        return _FIRST
+    return tables.properties(spark, output).get("generation", _FIRST)
+
+
+def next_generation(spark: SparkSession, output: Output, fingerprint: str) -> str:
+    """Return the name of what image_scores will be when a model has scored all again."""
+    number, _, _ = generation(spark, output).partition("-")
+    return f"{int(number) + 1}-{fingerprint}"
+
+
+def apart(output: Output, generation: str) -> Output:
+    """Return where a generation is scored until it is whole."""
+    return Output(f"{output.checkpoints}/rescored-{generation}", output.checkpoints)
+
+
+def is_adopted(spark: SparkSession, output: Output, fingerprint: str) -> bool:
+    """Whether a killed run of this model has put its rows in place, and had no time to say so."""
+    now = generation(spark, output)
+    return now.endswith(f"-{fingerprint}") and exists(spark, apart(output, now).location)
+
+
+def adopt(spark: SparkSession, source: Output, output: Output, generation: str) -> None:
+    """Put the rows of a table apart in place of those of image_scores, in one commit."""
+    found = tables.properties(spark, source)
+    writer = spark.table(source.name(IMAGE_SCORES)).writeTo(output.name(IMAGE_SCORES)).using("delta")
+    for key, value in {**found, "generation": generation}.items():
+        writer = writer.tableProperty(PROPERTY.format(key), value)
+    writer.createOrReplace()
+    columns = spark.table(output.name(IMAGE_SCORES)).schema
+    tables.ensure_image_scores(spark, output, columns, found["model"], found["model_fingerprint"])
+
+
+def forget(spark: SparkSession, output: Output) -> None:
+    """Delete all that was scored apart, whole or not."""
+    for name in list_names(spark, str(output.checkpoints)):
+        if name.startswith("rescored-"):
+            delete(spark, f"{output.checkpoints}/{name}")

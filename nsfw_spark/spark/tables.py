@@ -1,14 +1,11 @@
-"""The Delta tables of a job: how they are made, checked, and kept in shape.
-
-Rows get into `image_scores` through Spark's own streaming sink (`pipeline`), into the three filtered tables
-through `filtered`. This module knows columns and properties, and nothing of images.
-"""
+"""Where the Delta tables of a job lie, and what they are called."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from delta import DeltaTable
@@ -17,10 +14,89 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import DataType, StructField, StructType
 
 from nsfw_spark.errors import TableError
+from nsfw_spark.options import JobOptions
 from nsfw_spark.self_check import SelfCheck
 from nsfw_spark.spark import schema
 from nsfw_spark.spark.hadoop import list_names
-from nsfw_spark.spark.output import FILTERED, IMAGE_SCORES, RUNS, Output
+from nsfw_spark.uris import absolute_uri, is_schema
+
+IMAGE_SCORES: Final = "image_scores"
+FILTERED: Final = ("safe_images", "flagged_images", "quarantined_images")
+RUNS: Final = "runs"
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a job's tables lie: in a directory, or in a catalog schema."""
+
+    location: str
+    """URI of the directory, or `catalog.schema`."""
+    checkpoints: str | None
+    """URI of the directory for Spark's checkpoints; a catalog schema has no place of its own for them."""
+
+    @classmethod
+    def of(cls, options: JobOptions) -> Output:
+        """Return the output that the options name."""
+        location = options.output if options.is_schema else absolute_uri(options.output).rstrip("/")
+        if options.checkpoints is not None:
+            return cls(location, absolute_uri(options.checkpoints))
+        return cls(location, None if options.is_schema else f"{location}/_checkpoints")
+
+    @property
+    def is_schema(self) -> bool:
+        """Whether the tables lie in a catalog schema and not in a directory."""
+        return is_schema(self.location)
+
+    def name(self, table: str) -> str:
+        """Return the table's name in SQL, quoted."""
+        if self.is_schema:
+            return f"{self.location}.{table}"
+        return f"delta.`{self.path(table).replace('`', '``')}`"
+
+    def path(self, table: str) -> str:
+        """Return the table's directory, where the output is one."""
+        return f"{self.location}/{table}"
+
+    def exists(self, spark: SparkSession, table: str) -> bool:
+        """Whether the table is there."""
+        if self.is_schema:
+            return bool(spark.catalog.tableExists(self.name(table)))
+        return bool(DeltaTable.isDeltaTable(spark, self.path(table)))
+
+
+_UPKEEP: Final = {
+    "ADD COLUMNS",
+    "ADD CONSTRAINT",
+    "CHANGE COLUMN",
+    "OPTIMIZE",
+    "SET TBLPROPERTIES",
+    "VACUUM END",
+    "VACUUM START",
+}
+
+
+def changes_no_row(commit: Any) -> bool:  # noqa: ANN401 - a Row
+    """Whether a commit left all rows as they were, and added none."""
+    return commit.operation in _UPKEEP
+
+
+def only_adds(commit: Any) -> bool:  # noqa: ANN401 - a Row
+    """Whether a commit changed and deleted no row; it may have added some."""
+    appends = commit.operation == "WRITE" and commit.operationParameters.get("mode") == "Append"
+    is_new = commit.operation.startswith("CREATE TABLE")
+    return appends or is_new or commit.operation == "STREAMING UPDATE" or changes_no_row(commit)
+
+
+def may_lack_additions(commits: Sequence[Any]) -> bool:
+    """Whether files that some of the commits added may be gone: compacted, and then vacuumed.
+
+    Args:
+        commits: Newest first.
+    """
+    operations = [commit.operation for commit in reversed(commits)]
+    added = [i for i, commit in enumerate(reversed(commits)) if not changes_no_row(commit)]
+    return bool(added) and "VACUUM END" in operations[added[0] :]
+
 
 T = TypeVar("T")
 PROPERTY: Final = "nsfw_spark.{}"  # of a table: what it was made with

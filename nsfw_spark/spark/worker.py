@@ -1,34 +1,154 @@
-"""The scorer of a task, in the Python worker that runs it.
+"""Which GPU a task uses.
 
-Either its model is the model host's, which all tasks of the executor share, or it is loaded here, once for
-each Python worker. This module is imported by name on the executors: a cache that lived in the job's own
-script would be pickled with the UDF and begin empty in every task.
+Spark's GPU-aware scheduling gives each task an address, as conf/discover_gpus.sh found it; in local mode it
+gives none, and GPUs are dealt out by partition. Runs inside a task; imports no model library.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
+from typing import Final
 
+import psutil
+import pyarrow as pa
 from pyspark import TaskContext
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
 
 from nsfw_spark.cascade import Cascade
-from nsfw_spark.decode import DecodeOptions
+from nsfw_spark.decode import DecodeOptions, decode
 from nsfw_spark.errors import WeightsError
-from nsfw_spark.host import HostedModel, HostSpec, HostUnavailableError
+from nsfw_spark.host import HostedModel, HostSpec, HostUnavailableError, Owner
+from nsfw_spark.isolation import GuardedDecoder, IsolatedDecoder
 from nsfw_spark.model import Model, ModelSpec, Predictor, load_model
-from nsfw_spark.scorer import Scorer
-from nsfw_spark.self_check import check_same
-from nsfw_spark.spark.decoding import task_decoder
+from nsfw_spark.scorer import Decoder, Scorer
+from nsfw_spark.self_check import SelfCheck, check_same
 from nsfw_spark.spark.delivery import Delivery
-from nsfw_spark.spark.executor import this_executor
-from nsfw_spark.spark.gpu import task_device
+from nsfw_spark.spark.progress import from_executor
 from nsfw_spark.spark.scorer_spec import ScorerSpec
 
+_UUIDS: Final = ("MIG-", "GPU-")
+
+
+def task_device(requested: str) -> str:
+    """Return the device for the current task.
+
+    Where Spark gave a UUID, this process, and so the model host that it starts, sees that device alone from
+    then on: CUDA shows a process one MIG device at most, whatever is listed, and no index names another. Only
+    where CUDA runs in this process already (no model host, and an earlier task had another address) does it
+    come too late: the worker then keeps its first device.
+
+    Args:
+        requested: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Returns:
+        `cpu`; `cuda:N`; or `auto:N`: GPU N where the model's library can use it, else the CPU.
+    """
+    if requested not in {"auto", "cuda"}:
+        return requested
+    context = TaskContext.get()
+    assigned = context.resources().get("gpu") if context else None
+    if assigned is not None:
+        address = assigned.addresses[0]
+        if address.startswith(_UUIDS):
+            os.environ["CUDA_VISIBLE_DEVICES"] = address
+        return f"cuda:{device_index(address, os.environ.get('CUDA_VISIBLE_DEVICES'))}"
+    partition = context.partitionId() if context else 0
+    return f"{requested}:{partition % max(1, num_visible_gpus())}"
+
+
+def device_index(address: str, visible: str | None) -> int:
+    """Map the address that Spark gave to the index that CUDA counts by.
+
+    Args:
+        address: From the executor's discovery script: an index, or a UUID, which is then the only visible
+            device.
+        visible: `CUDA_VISIBLE_DEVICES` of this process; None where nobody set it.
+    """
+    if not address.isdecimal():
+        return 0
+    if visible is None:
+        return int(address)
+    devices = [device.strip() for device in visible.split(",") if device.strip()]
+    if address in devices:
+        return devices.index(address)
+    # Someone narrowed the list already, and the address counts within it: it must not be mapped again.
+    return int(address) % max(1, len(devices))
+
+
+def num_visible_gpus() -> int:
+    """Count the NVIDIA GPUs that this process may use, without loading CUDA."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        devices = [device.strip() for device in visible.split(",") if device.strip() not in {"", "-1"}]
+        # Of several MIG devices CUDA shows the first.
+        return 1 if any(device.startswith("MIG-") for device in devices) else len(devices)
+    driver = Path("/proc/driver/nvidia/gpus")
+    return len(list(driver.iterdir())) if driver.is_dir() else 0
+
+
+def this_executor() -> Owner:
+    """Return the executor of this Python worker; in local mode the driver.
+
+    Spark tells each worker the directories of its executor's block manager. They are made when the executor
+    (or, in local mode, the SparkContext) begins, have a random name, and are removed when it ends in order.
+    Its process tells the rest: a killed one removes nothing.
+    """
+    directories = os.environ.get("SPARK_LOCAL_DIRS", "")
+    directory = next((each for each in directories.split(",") if os.path.isdir(each)), None)  # noqa: PTH112
+    jvm = _jvm()
+    name = directories or (f"process {jvm.pid} of {jvm.create_time()}" if jvm else "unknown")
+    if jvm is None:
+        return Owner(name, directory=directory)
+    return Owner(name, jvm.pid, jvm.create_time(), directory)
+
+
+def _jvm() -> psutil.Process | None:
+    """Return the Java process above this one: the parent, or the parent of Spark's Python daemon.
+
+    None where the workers live in a sandbox that hides it.
+    """
+    try:
+        return next((each for each in psutil.Process().parents() if "java" in each.name()), None)
+    except psutil.Error:
+        return None
+
+
 _log = logging.getLogger(__name__)
+
+
+@contextmanager
+def task_decoder(timeout_seconds: float, *, isolated: bool) -> Iterator[Decoder]:
+    """Yield the decoder for the current task; outside of Spark, whose process is not ours to end, `decode`.
+
+    Args:
+        timeout_seconds: For each image.
+        isolated: Decode in a child process at the first attempt too.
+    """
+    context = TaskContext.get()
+    if context is None:
+        yield decode
+        return
+    with ExitStack() as stack:
+        if isolated or context.attemptNumber() > 0:
+            try:
+                decoder = stack.enter_context(IsolatedDecoder(timeout_seconds))
+            except OSError as error:
+                _log.warning(
+                    "no child process can be started here (%s): images are decoded in the Python worker, and "
+                    "one that ends it fails its task",
+                    error,
+                )
+            else:
+                yield decoder
+                return
+        yield stack.enter_context(GuardedDecoder(timeout_seconds))
 
 
 @contextmanager
@@ -126,3 +246,31 @@ def _task_name() -> str:
     gpu = context.resources().get("gpu")
     address = f", GPU {gpu.addresses[0]}" if gpu else ""
     return f"task {context.taskAttemptId()} (partition {context.partitionId()}{address})"
+
+
+_COLUMN = "self_check"
+
+
+def ask_executor(spark: SparkSession, spec: ScorerSpec, fingerprint: str) -> SelfCheck:
+    """Load the model on whichever executor Spark takes, where it stays for the rows that follow.
+
+    Args:
+        spark: The session.
+        spec: Of the scorer.
+        fingerprint: The model's, as the driver computed it.
+
+    Raises:
+        NsfwSparkError: The model could not be loaded there.
+    """
+
+    def ask(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            with task_scorer(spec, fingerprint) as scorer:
+                said = [scorer.self_check and scorer.self_check.as_json()] * batch.num_rows
+            yield pa.RecordBatch.from_arrays([pa.array(said, pa.string())], [_COLUMN])
+
+    try:
+        (row,) = spark.range(0, 1, 1, 1).mapInArrow(ask, f"{_COLUMN} string").collect()
+    except PySparkException as error:
+        raise from_executor(error) from error
+    return SelfCheck.from_json(row[_COLUMN])

@@ -20,8 +20,8 @@ from pyspark.sql.types import ArrayType, StringType, StructField, StructType
 
 from nsfw_spark.options import job_options
 from nsfw_spark.spark import score_images
-from nsfw_spark.spark.gpu import task_device
 from nsfw_spark.spark.pipeline import run_job
+from nsfw_spark.spark.worker import task_device
 from tests import java
 from tests.conftest import grey, png
 

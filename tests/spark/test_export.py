@@ -17,8 +17,7 @@ from nsfw_spark.errors import InputError, TableError
 from nsfw_spark.options import job_options
 from nsfw_spark.shards import ShardFormat
 from nsfw_spark.spark import read_images
-from nsfw_spark.spark.export import Exported, ExportOptions, export_job
-from nsfw_spark.spark.sharding import ShardSize
+from nsfw_spark.spark.export import Exported, ExportOptions, ShardSize, export_job
 from tests import java
 from tests.conftest import jpeg, png
 from tests.spark.conftest import GOOD, THRESHOLD, Run, Tables, image_id, write_files

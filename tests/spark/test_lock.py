@@ -19,7 +19,7 @@ from pyspark.sql import SparkSession
 from nsfw_spark.errors import TableError
 from nsfw_spark.spark.hadoop import read_text, write_text
 from nsfw_spark.spark.lock import Holder, Lease, locked_file, one_run_at_a_time
-from nsfw_spark.spark.output import Output
+from nsfw_spark.spark.tables import Output
 
 NEVER = 1e9
 HOLD = """

@@ -19,8 +19,7 @@ from safetensors.torch import save_file
 import nsfw_spark
 from nsfw_spark.errors import DeviceError, TableError
 from nsfw_spark.self_check import SelfCheck
-from nsfw_spark.spark.output import Output
-from nsfw_spark.spark.tables import self_check
+from nsfw_spark.spark.tables import Output, self_check
 from tests import java
 from tests.conftest import png
 from tests.fakes import card_content, perceptron

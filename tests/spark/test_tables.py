@@ -15,9 +15,16 @@ from pyspark.sql.types import IntegerType, LongType, StringType, StructField, St
 
 from nsfw_spark.errors import TableError
 from nsfw_spark.spark import schema
-from nsfw_spark.spark.interrupted import account_for_interrupted
-from nsfw_spark.spark.output import IMAGE_SCORES, RUNS, Output
-from nsfw_spark.spark.tables import append_run, check_output, ensure_image_scores, last_version
+from nsfw_spark.spark.runs import account_for_interrupted
+from nsfw_spark.spark.tables import (
+    IMAGE_SCORES,
+    RUNS,
+    Output,
+    append_run,
+    check_output,
+    ensure_image_scores,
+    last_version,
+)
 
 COLUMNS = StructType([schema.IMAGE_ID, *schema.SCORE, *schema.MODEL])
 GUIDE = (Path(__file__).parents[2] / "docs" / "tables.md").read_text(encoding="utf-8")

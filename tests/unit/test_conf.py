@@ -126,7 +126,7 @@ def test_visible_devices_are_given_as_they_are_listed(
 @pytest.mark.parametrize("visible", ["1", "0,1", "1,0"])
 def test_a_task_finds_each_index_at_its_place_among_the_visible_devices(tmp_path: Path, visible: str) -> None:
     pytest.importorskip("pyspark")
-    from nsfw_spark.spark.gpu import device_index
+    from nsfw_spark.spark.worker import device_index
 
     put_nvidia_smi(tmp_path, TWO)
     found = addresses(tmp_path, visible)

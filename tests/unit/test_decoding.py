@@ -17,8 +17,8 @@ from pyspark.sql import SparkSession
 
 from nsfw_spark.decode import decode
 from nsfw_spark.isolation import GuardedDecoder, IsolatedDecoder
-from nsfw_spark.spark.decoding import task_decoder
 from nsfw_spark.spark.session import tries_once
+from nsfw_spark.spark.worker import task_decoder
 from tests.conftest import png
 from tests.fakes import WAIT, card
 

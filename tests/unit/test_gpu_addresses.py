@@ -11,7 +11,7 @@ pytest.importorskip("pyspark")
 from pyspark import TaskContext
 from pyspark.resource import ResourceInformation
 
-from nsfw_spark.spark.gpu import device_index, num_visible_gpus, task_device
+from nsfw_spark.spark.worker import device_index, num_visible_gpus, task_device
 
 ONE, TWO = "MIG-11111111-aaaa", "MIG-22222222-bbbb"
 

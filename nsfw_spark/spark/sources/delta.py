@@ -15,11 +15,11 @@ from nsfw_spark.errors import InputError
 from nsfw_spark.readers import Reader, VectorReader
 from nsfw_spark.readers.files import ContentReader
 from nsfw_spark.readers.vectors import VectorColumnReader
-from nsfw_spark.spark.commits import only_adds
 from nsfw_spark.spark.hadoop import file_system, in_chunks
 from nsfw_spark.spark.schema import IMAGE_ID
 from nsfw_spark.spark.sources.columns import TableColumns, image_columns, vector_columns
 from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions
+from nsfw_spark.spark.tables import only_adds
 from nsfw_spark.uris import absolute_uri
 
 _COMMITS_AT_ONCE: Final = 1_000

@@ -1,23 +1,145 @@
-"""The lock of a file system that has none: a small file, written anew as long as its holder lives."""
+"""Who holds a lock, and how another run is told."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import json
+import os
 import signal
+import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Final, Self
 
+import psutil
 from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.sql import SparkSession
 
 from nsfw_spark.errors import TableError
-from nsfw_spark.spark.hadoop import delete, modified_ms, read_text, write_text
-from nsfw_spark.spark.lock.holder import POLL_SECONDS, Holder, refusal
+from nsfw_spark.host.directory import is_running
+from nsfw_spark.spark.hadoop import delete, local_path, modified_ms, read_text, write_text
+from nsfw_spark.spark.tables import Output
+
+POLL_SECONDS: Final = 0.2
+"""So often one looks whether a lock has become free."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock; its content."""
+
+    token: str
+    """Tells two holders apart, even two in one process."""
+    since: str
+    host: str
+    pid: int
+    started: float
+    """When the process started, seconds since 1970: a process id is used again one day."""
+    machine: str
+    """Where the process id means something: in one boot of one machine, in one container."""
+
+    @classmethod
+    def this_process(cls) -> Self:
+        """Return a new holder."""
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        pid = os.getpid()
+        started = psutil.Process(pid).create_time()
+        return cls(uuid.uuid4().hex, since, socket.gethostname(), pid, started, _machine())
+
+    @classmethod
+    def from_json(cls, text: str) -> Self | None:
+        """Return the holder that a lock's content names; None where it is being written, or damaged."""
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError):
+            return None
+
+    def as_json(self) -> str:
+        """Return what `from_json` reads."""
+        return json.dumps(asdict(self))
+
+    def is_gone(self) -> bool:
+        """Whether the process is known to have ended; False where it runs elsewhere."""
+        return self.machine == _machine() and not is_running(self.pid, self.started)
+
+
+def _machine() -> str:
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # where there is no /proc, the name must do
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(parts)
+
+
+def refusal(where: str, holder: Holder | None) -> TableError:
+    """Return the error of a run that finds another's lock; `holder` is None where that is being written."""
+    who = f"since {holder.since}, on host {holder.host}, process {holder.pid}" if holder else "just now"
+    return TableError(
+        f"another run writes to this output: {who}; it holds {where}. Only one can: wait for it, or stop it, "
+        "and run this one again"
+    )
+
+
+_NO_FLOCK: Final = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}  # Lustre and FUSE, as they may be mounted
+
+
+def has_flock(path: Path) -> bool:
+    """Whether the file system knows `flock`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno not in _NO_FLOCK
+    return True
+
+
+@contextmanager
+def locked_file(path: Path, *, patience_seconds: float = 5.0) -> Iterator[None]:
+    """Hold a file's lock. The file stays; that it is there means nothing.
+
+    Args:
+        path: The file; it is made, and its directory too.
+        patience_seconds: For so long another holder may take to go, as a process that is being killed does.
+
+    Raises:
+        TableError: Another holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Python opens files so that programs it starts (Java, model hosts) do not inherit them, and the lock.
+    with path.open("a+", encoding="utf-8") as file:
+        _lock(file, path, patience_seconds)
+        try:
+            file.truncate(0)
+            file.write(Holder.this_process().as_json())
+            file.flush()
+            yield
+        finally:
+            file.truncate(0)
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing would not do where a forked child has the file too
+
+
+def _lock(file: IO[str], path: Path, patience_seconds: float) -> None:
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise refusal(str(path), Holder.from_json(path.read_text(encoding="utf-8"))) from None
+            time.sleep(POLL_SECONDS)
+        else:
+            return
+
 
 _NUM_READS: Final = 5
 
@@ -169,3 +291,33 @@ class Lease:
 def _is_java(error: Py4JJavaError, *names: str) -> bool:
     """Whether Java raised one of these exceptions."""
     return str(error.java_exception.getClass().getSimpleName()) in names
+
+
+_NAME: Final = "run.lock"
+
+
+@contextmanager
+def one_run_at_a_time(spark: SparkSession, output: Output) -> Iterator[bool]:
+    """Hold the output for this run.
+
+    Yields:
+        Whether it is held. A catalog schema without a directory for checkpoints, as `filter` may be given,
+        has no place for a lock.
+
+    Raises:
+        TableError: Another run holds it, or has taken it over while this process was suspended.
+    """
+    uri = _uri(output)
+    if uri is None:
+        yield False
+        return
+    path = local_path(spark, uri)
+    lock = locked_file(path) if path is not None and has_flock(path) else Lease(spark, uri).held()
+    with lock:
+        yield True
+
+
+def _uri(output: Output) -> str | None:
+    """Return where an output's lock lies: for a directory the same, wherever its checkpoints are."""
+    directory = output.checkpoints if output.is_schema else f"{output.location}/_checkpoints"
+    return None if directory is None else f"{directory}/{_NAME}"

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nsfw_spark.errors import ConfigError, DeviceError, WeightsError
-from nsfw_spark.model_card import EncoderCard, Preprocessing
+from nsfw_spark.model_card import EncoderCard, ModelCard, Preprocessing
+from nsfw_spark.weights import WeightsFile
 
 if TYPE_CHECKING:  # torch is heavy, and absent where no model needs it
     import torch
@@ -68,6 +69,40 @@ class Encoder(ABC):
     def buffer(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         """Return memory to receive pixels in: where the device likes, pinned."""
         return np.empty(shape, np.uint8)
+
+
+def load_encoder(card: ModelCard, weights: WeightsFile, device: str) -> Encoder:
+    """Build the encoder that the card names and load its weights.
+
+    Imports only the library of this card: a model that needs no torch loads none.
+
+    Args:
+        card: The model.
+        weights: The encoder's file, or the seed of its random weights.
+        device: `cpu`; `cuda` or `cuda:N`; `auto` or `auto:N` (that GPU if there is one, else the CPU).
+
+    Raises:
+        ConfigError: The library does not know the architecture, or is not installed.
+        WeightsError: The weights do not fit the architecture.
+        DeviceError: `cuda` was requested and there is none, or the model does not fit into its memory.
+    """
+    match card.encoder.library:
+        case "open_clip":
+            from nsfw_spark.encoders.open_clip import OpenClipEncoder
+
+            return OpenClipEncoder(card, weights, device)
+        case "timm":
+            from nsfw_spark.encoders.timm import TimmEncoder
+
+            return TimmEncoder(card, weights, device)
+        case "onnx":
+            from nsfw_spark.encoders.onnx import OnnxEncoder
+
+            return OnnxEncoder(card, weights, device)
+        case "sampled_pixels":
+            from nsfw_spark.encoders.fake import SampledPixelsEncoder
+
+            return SampledPixelsEncoder(card, weights)
 
 
 def joined(parts: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:

@@ -11,7 +11,6 @@ in the caches (`places`), and then, where that is wanted, downloaded (`download`
 
 from __future__ import annotations
 
-from nsfw_spark.encoders.encoder import read_tensors
 from nsfw_spark.weights.find import (
     WeightsFile,
     fetch_weights,
@@ -33,6 +32,5 @@ __all__ = [
     "lock_weights",
     "missing_packages",
     "obtain_missing",
-    "read_tensors",
     "with_lock",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Final
 
@@ -12,10 +13,10 @@ from pyspark.sql import SparkSession
 from nsfw_spark.errors import InputError
 from nsfw_spark.readers.webdataset import IMAGE_EXTENSIONS
 from nsfw_spark.spark.hadoop import exists
-from nsfw_spark.spark.sources.delta import is_table_name
-from nsfw_spark.spark.sources.files import files_below
-from nsfw_spark.spark.sources.parquet import NpyFiles, ParquetImages
-from nsfw_spark.spark.sources.source import SourceOptions
+from nsfw_spark.spark.sources.delta import DeltaImages, DeltaVectors, is_table_name
+from nsfw_spark.spark.sources.files import AutoLoaderFiles, ImageFiles, files_below
+from nsfw_spark.spark.sources.parquet import NpyFiles, ParquetImages, ParquetVectors
+from nsfw_spark.spark.sources.source import Source, SourceOptions
 from nsfw_spark.spark.sources.webdataset import Tars
 from nsfw_spark.uris import absolute_uri
 
@@ -73,3 +74,39 @@ def _format_of(name: str) -> str:
         if name.endswith(tuple(f".{suffix}" for suffix in suffixes)):
             return format_
     return _IMAGE if name.rpartition(".")[2] in IMAGE_EXTENSIONS else _OTHER
+
+
+_IMAGES: Final[Mapping[str, Callable[[SparkSession, SourceOptions], Source]]] = {
+    "files": ImageFiles,
+    "cloudfiles": AutoLoaderFiles,
+    "webdataset": Tars,
+    "parquet": ParquetImages,
+    "delta": DeltaImages,
+}
+_VECTORS: Final[Mapping[str, Callable[[SparkSession, SourceOptions], Source]]] = {
+    "npy": NpyFiles,
+    "parquet": ParquetVectors,
+    "delta": DeltaVectors,
+}
+
+
+def open_source(spark: SparkSession, options: SourceOptions) -> Source:
+    """Find out what an input is, and make sure that there is something to read, without listing it all.
+
+    Raises:
+        InputError: It is missing, empty, or not of the expected shape.
+        ConfigError: The format is not to be had here.
+    """
+    if options.format == "embeddings":
+        found = detect_format(spark, options)
+        if found not in _VECTORS:
+            raise InputError(
+                f"input {options.uri} holds no embeddings; expected .npy or Parquet files, or a Delta table"
+            )
+        return _VECTORS[found](spark, options)
+    format_ = options.format if options.format != "auto" else detect_format(spark, options)
+    if format_ == "npy":
+        raise InputError(f"input {options.uri} holds embeddings (.npy). To score them: --format embeddings")
+    if format_ in ("files", "parquet") and is_delta(spark, options.uri):
+        raise InputError(f"input {options.uri} is a Delta table, not a directory of files: --format delta")
+    return _IMAGES[format_](spark, options)

@@ -181,7 +181,7 @@ def _task(spec: HostSpec, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
         num_ok = sum(row.status == "ok" for row in scorer.stream(path.read_bytes() for path in files))
         if num_ok < len(files):
             raise RuntimeError(f"{len(files) - num_ok} of {len(files)} images got no score")
-        yield {"images": num_ok, **asdict(scorer.stages)}
+        yield {"images": num_ok, **asdict(scorer.timings)}
 
 
 def _bare_loop(spec: ModelSpec) -> Iterator[dict[str, Any]]:

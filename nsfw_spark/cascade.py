@@ -10,18 +10,15 @@ second has to look at are decoded again, for it: its preprocessing is another.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, NamedTuple, Protocol, Self
+from typing import Final, Generic, NamedTuple, Self, TypeVar
 
-from nsfw_spark.errors import ConfigError, ImageError
-from nsfw_spark.model_card import ModelCard
-from nsfw_spark.scorer import ImageScore, Stages
-from nsfw_spark.self_check import SelfCheck, joined
+from nsfw_spark.errors import ConfigError
+from nsfw_spark.scorer import Content, ImageScore, Scorer, Timings
+from nsfw_spark.self_check import joined
 
-Content = bytes | ImageError | None
-"""An encoded image; where it could not be read why not, or None."""
+_K = TypeVar("_K")
 
 _MOST_WAITING: Final = 1_024
 """Images that wait for the second model, or behind one that does: it wants full batches."""
@@ -63,33 +60,18 @@ class Band(NamedTuple):
         return isinstance(score, float) and self.low <= score <= self.high
 
 
-class Stage(Protocol):
-    """One of the two scorers: see `Scorer`."""
-
-    card: ModelCard
-    fingerprint: str
-    batch_size: int
-    self_check: SelfCheck | None
-
-    def stream(self, contents: Iterable[Content]) -> Iterator[ImageScore]:
-        """Score images as they come."""
-
-    def take_stages(self) -> Stages:
-        """Return where the time went since this was last asked."""
-
-
 @dataclass
-class _Window:
-    """Images in their order, and those of them for the second model."""
+class _Window(Generic[_K]):
+    """Images in their order, some of them for the second model."""
 
-    rows: list[tuple[ImageScore, bool]] = field(default_factory=list)
-    """Of the first model, and whether the second has to look."""
+    rows: list[tuple[_K, ImageScore, bool]] = field(default_factory=list)
+    """Key, the first model's row, and whether the second model has to look."""
     contents: list[Content] = field(default_factory=list)
-    """That the second has to look at."""
+    """The encoded images for the second model."""
     num_bytes: int = 0
 
-    def add(self, row: ImageScore, content: Content, *, is_uncertain: bool) -> None:
-        self.rows.append((row, is_uncertain))
+    def add(self, key: _K, row: ImageScore, content: Content, *, is_uncertain: bool) -> None:
+        self.rows.append((key, row, is_uncertain))
         if is_uncertain:
             self.contents.append(content)
             self.num_bytes += row.length or 0
@@ -116,7 +98,7 @@ class Cascade:
         'laion-vit-l-14'
     """
 
-    def __init__(self, first: Stage, second: Stage, low: float, high: float) -> None:
+    def __init__(self, first: Scorer, second: Scorer, low: float, high: float) -> None:
         """Make a cascade.
 
         Args:
@@ -139,38 +121,36 @@ class Cascade:
         return list(self.stream(contents))
 
     def stream(self, contents: Iterable[Content]) -> Iterator[ImageScore]:
-        """Score images as they come; those that wait for a batch of the second model are kept in memory."""
-        held: deque[Content] = deque()  # that are with the first model
+        """Score images as they come: see `Scorer.stream`."""
+        return (row for _, row in self.score_each((None, content) for content in contents))
 
-        def handed_over() -> Iterator[Content]:
-            for content in contents:
-                held.append(content)
-                yield content
-
-        window = _Window()
-        for row in self.first.stream(handed_over()):
-            window.add(row, held.popleft(), is_uncertain=row.nsfw_score in self.band)
+    def score_each(self, images: Iterable[tuple[_K, Content]]) -> Iterator[tuple[_K, ImageScore]]:
+        """Score images as they come: see `Scorer.score_each`. Memory holds a batch of the second model."""
+        window: _Window[_K] = _Window()
+        keyed = (((key, content), content) for key, content in images)
+        for (key, content), row in self.first.score_each(keyed):
+            window.add(key, row, content, is_uncertain=row.nsfw_score in self.band)
             if window.is_full(self.second.batch_size):
                 yield from self._decided(window)
                 window = _Window()
         yield from self._decided(window)
 
-    def take_stages(self) -> Stages:
+    def take_timings(self) -> Timings:
         """Return where the time of both went since this was last asked."""
-        stages = self.first.take_stages() + self.second.take_stages() + Stages(second=self._num_second)
+        timings = self.first.take_timings() + self.second.take_timings() + Timings(second=self._num_second)
         self._num_second = 0
-        return stages
+        return timings
 
-    def _decided(self, window: _Window) -> Iterator[ImageScore]:
+    def _decided(self, window: _Window[_K]) -> Iterator[tuple[_K, ImageScore]]:
         seconds = self.second.stream(window.contents) if window.contents else iter(())
         self._num_second += len(window.contents)
-        for row, is_uncertain in window.rows:
+        for key, row, is_uncertain in window.rows:
             if is_uncertain:
-                yield self._by_second(row, next(seconds))
+                yield key, self._by_second(row, next(seconds))
             elif row.status == "ok":
-                yield replace(row, first_score=row.nsfw_score, decided_by=self.first.card.name)
+                yield key, replace(row, first_score=row.nsfw_score, decided_by=self.first.card.name)
             else:
-                yield row
+                yield key, row
 
     def _by_second(self, first: ImageScore, second: ImageScore) -> ImageScore:
         """Return the second's row, with what only the first can tell; without a score if it has none."""

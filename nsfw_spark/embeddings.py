@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -20,26 +21,13 @@ import numpy.typing as npt
 from nsfw_spark.cards import built_in_models, load_card
 from nsfw_spark.encoders import Encoded
 from nsfw_spark.errors import ConfigError
-from nsfw_spark.heads import Head, load_heads
+from nsfw_spark.heads import Head, Predictions, load_heads
 from nsfw_spark.model_card import ModelCard, head_part
+from nsfw_spark.scorer import Timings
 from nsfw_spark.weights import WeightsFile, locate_weights
 
 _TOLERANCE: Final = 1e-3
 """Of a length: float16 moves it by less, and one so far off moves no score that is worth talking of."""
-
-
-@dataclass(frozen=True)
-class ScoredEmbeddings:
-    """Scores of M embeddings."""
-
-    nsfw_scores: npt.NDArray[np.float32]
-    """float32, shape (M,), in [0, 1], 1 = NSFW; NaN for a vector without direction."""
-    embeddings: npt.NDArray[np.float32]
-    """float32, shape (M, D), each of L2 norm 1: what was scored."""
-    num_normalized: int
-    """How many were not of unit length."""
-    other_scores: npt.NDArray[np.float32] | None = None
-    """float32, shape (M, H), one column a head of the card's `other_heads`; None where it has none."""
 
 
 class EmbeddingsScorer:
@@ -49,22 +37,35 @@ class EmbeddingsScorer:
         card: The model's card.
         fingerprint: Hash of the heads alone.
         dimension: D.
+        timings: Seconds spent since the last `take_timings`.
     """
 
     def __init__(self, card: ModelCard, head: Head, fingerprint: str) -> None:
         assert card.encoder.embedding_dim is not None  # noqa: S101 - the card's validation saw to it
         self.card, self.fingerprint, self.dimension = card, fingerprint, card.encoder.embedding_dim
+        self.timings = Timings()
         self._head = head
 
-    def score(self, vectors: npt.NDArray[np.float32]) -> ScoredEmbeddings:
-        """Score vectors, float32, shape (M, D), of any length but zero.
+    def score(self, vectors: npt.NDArray[np.float32]) -> Predictions:
+        """Score vectors, float32, shape (N, D), of any length except zero.
 
-        Those of unit length are scored as they are, the others are normalised. `vectors` is not changed.
+        Vectors of unit length are scored as they are, the others are normalised. `vectors` is not changed.
+
+        Returns:
+            Scores, NaN for a vector without direction; and the vectors of unit length that were scored.
         """
+        started = time.perf_counter()
         units, num_normalized = _unit_length(vectors)
-        with np.errstate(invalid="ignore"):  # no direction, no number
-            scored = self._head.score(Encoded(units))
-        return ScoredEmbeddings(scored.nsfw_scores, units, num_normalized, scored.other_scores)
+        with np.errstate(invalid="ignore"):  # a vector without direction becomes NaN
+            predictions = replace(self._head.score(Encoded(units)), embeddings=units)
+        self.timings.normalized += num_normalized
+        self.timings.encode_seconds += time.perf_counter() - started
+        return predictions
+
+    def take_timings(self) -> Timings:
+        """Return the seconds spent since the last call."""
+        timings, self.timings = self.timings, Timings()
+        return timings
 
 
 def load_embeddings_scorer(card: ModelCard, model_dir: Path | None = None) -> EmbeddingsScorer:

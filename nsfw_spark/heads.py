@@ -217,21 +217,45 @@ def _no_checkpoint(path: Path, reason: str) -> WeightsError:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Scores of N images."""
+class Predictions:
+    """Scores of N images, and what they cost; the one type for what a model says of a batch."""
 
     nsfw_scores: npt.NDArray[np.float32]
-    """float32, shape (N,), in [0, 1], 1 = NSFW; NaN where the model gave no number."""
+    """float32, shape (N,), in [0, 1], 1 = NSFW; NaN or beyond where the model gave no score."""
     class_scores: npt.NDArray[np.float32] | None = None
     """float32, shape (N, C), one column a class of the card; None where the model has no classes."""
+    embeddings: npt.NDArray[np.float32] | None = None
+    """float32, shape (N, D), each of L2 norm 1; None where the model has none."""
+    encode_seconds: float = 0.0
+    """Seconds of the device, for these images."""
+    batch_slots: float = 0.0
+    """Capacity, in images, of the forward passes of these N; N where the batches were full."""
+    wait_seconds: float = 0.0
+    """Seconds that the task waited for the model."""
     other_scores: npt.NDArray[np.float32] | None = None
     """float32, shape (N, H), one column a head of the card's `other_heads`; None where it has none."""
+
+    def __len__(self) -> int:
+        return len(self.nsfw_scores)
+
+    def rows(self, start: int, stop: int) -> Predictions:
+        """Return the predictions of images `start` to `stop`, with their share of the cost."""
+        share = (stop - start) / len(self)
+        return Predictions(
+            self.nsfw_scores[start:stop],
+            None if self.class_scores is None else self.class_scores[start:stop],
+            None if self.embeddings is None else self.embeddings[start:stop],
+            self.encode_seconds * share,
+            self.batch_slots * share,
+            self.wait_seconds * share,
+            None if self.other_scores is None else self.other_scores[start:stop],
+        )
 
 
 class Head(Protocol):
     """A loaded classifier."""
 
-    def score(self, encoded: Encoded) -> Scored:
+    def score(self, encoded: Encoded) -> Predictions:
         """Score N images."""
 
 
@@ -263,9 +287,9 @@ class DenseHead:
     def __init__(self, network: DenseNetwork) -> None:
         self._network = network
 
-    def score(self, encoded: Encoded) -> Scored:
+    def score(self, encoded: Encoded) -> Predictions:
         """Score N embeddings of unit length."""
-        return Scored(self._network.scores(_embeddings(encoded)))
+        return Predictions(self._network.scores(_embeddings(encoded)))
 
 
 class ClassHead:
@@ -275,13 +299,13 @@ class ClassHead:
         self._index = card.classes.index(card.scored[0])
         self._is_cumulative = card.kind == "cumulative"
 
-    def score(self, encoded: Encoded) -> Scored:
+    def score(self, encoded: Encoded) -> Predictions:
         """Score N rows of class probabilities."""
         classes = encoded.probabilities
         assert classes is not None  # noqa: S101 - the card's validation saw to it
         if self._is_cumulative:
             classes = _that_or_higher(classes)
-        return Scored(classes[:, self._index], classes)
+        return Predictions(classes[:, self._index], classes)
 
 
 class BoxHead:
@@ -290,11 +314,11 @@ class BoxHead:
     def __init__(self, card: HeadCard) -> None:
         self._indices = [card.classes.index(name) for name in card.scored]
 
-    def score(self, encoded: Encoded) -> Scored:
+    def score(self, encoded: Encoded) -> Predictions:
         """Score the boxes of N images."""
         assert encoded.boxes is not None  # noqa: S101 - the card's validation saw to it
         classes = best_boxes(encoded.boxes)  # (N, C)
-        return Scored(classes[:, self._indices].max(axis=1), classes)
+        return Predictions(classes[:, self._indices].max(axis=1), classes)
 
 
 class SeveralHeads:
@@ -303,7 +327,7 @@ class SeveralHeads:
     def __init__(self, nsfw: Head, others: Sequence[DenseNetwork]) -> None:
         self._nsfw, self._others = nsfw, others
 
-    def score(self, encoded: Encoded) -> Scored:
+    def score(self, encoded: Encoded) -> Predictions:
         """Score N images with all heads."""
         columns = [network.scores(_embeddings(encoded)) for network in self._others]
         return replace(self._nsfw.score(encoded), other_scores=np.stack(columns, axis=1))

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nsfw_spark.encoders import Encoder, OutOfMemoryError, load_encoder
-from nsfw_spark.heads import Head, load_heads
+from nsfw_spark.heads import Head, Predictions, load_heads
 from nsfw_spark.model_card import ModelCard
 from nsfw_spark.self_check import SelfCheck, self_check
 from nsfw_spark.weights import fingerprint, locate_weights
@@ -39,42 +39,6 @@ class ModelSpec:
     """`cpu`; `cuda` or `cuda:N`; `auto` or `auto:N`: that GPU if there is any, else the CPU."""
     batch_size: int | Literal["auto"] = "auto"
     """Images in one forward pass."""
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What the model says of N images, and what that cost."""
-
-    nsfw_scores: npt.NDArray[np.float32]
-    """float32, shape (N,), in [0, 1], 1 = NSFW; NaN or beyond where the model gave no score."""
-    class_scores: npt.NDArray[np.float32] | None = None
-    """float32, shape (N, C), one column a class of the card; None where the model has no classes."""
-    embeddings: npt.NDArray[np.float32] | None = None
-    """float32, shape (N, D), each of L2 norm 1; None where the model has none."""
-    encode_seconds: float = 0.0
-    """Of the device, for these images."""
-    batch_slots: float = 0.0
-    """Images that would have fitted into the forward passes of these N; N where the batches were full."""
-    wait_seconds: float = 0.0
-    """For which whoever wanted them had to wait."""
-    other_scores: npt.NDArray[np.float32] | None = None
-    """float32, shape (N, H), one column a head of the card's `other_heads`; None where it has none."""
-
-    def __len__(self) -> int:
-        return len(self.nsfw_scores)
-
-    def rows(self, start: int, stop: int) -> Predictions:
-        """Return those of some of the images, with their share of the cost."""
-        share = (stop - start) / len(self)
-        return Predictions(
-            self.nsfw_scores[start:stop],
-            None if self.class_scores is None else self.class_scores[start:stop],
-            None if self.embeddings is None else self.embeddings[start:stop],
-            self.encode_seconds * share,
-            self.batch_slots * share,
-            self.wait_seconds * share,
-            None if self.other_scores is None else self.other_scores[start:stop],
-        )
 
 
 class Predictor(Protocol):
@@ -167,14 +131,7 @@ class Model:
 
         def predictions() -> Predictions:
             encoded = finish()
-            scored = self._head.score(encoded)
-            return Predictions(
-                scored.nsfw_scores,
-                scored.class_scores,
-                encoded.embeddings,
-                batch_slots=slots,
-                other_scores=scored.other_scores,
-            )
+            return replace(self._head.score(encoded), embeddings=encoded.embeddings, batch_slots=slots)
 
         return predictions
 

@@ -1,4 +1,9 @@
-"""Where a scorer's time went: counted while it scores, added up over tasks."""
+"""The scorer: encoded images in, one `ImageScore` each out, in order.
+
+It decodes, forms batches for the model, and makes a row of what the model says. Whether the model is in this
+process or in the model host, it does not know; nor does it know Spark. A laptop or a notebook uses it as it
+is, and every Spark task runs it.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +14,22 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, Unpack
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from nsfw_spark.cards import choose_card
 from nsfw_spark.decode import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS, DecodedImage, DecodeOptions, decode
-from nsfw_spark.errors import ImageError, ImageHeader, Status
+from nsfw_spark.errors import ImageError, ImageHeader, InputError, Status
+from nsfw_spark.heads import Predictions
 from nsfw_spark.isolation import DECODE_TIMEOUT_SECONDS, IsolatedDecoder
-from nsfw_spark.model import ModelSpec, Predictions, Predictor, load_model
+from nsfw_spark.model import ModelSpec, Predictor, load_model
 from nsfw_spark.model_card import ModelCard, Preprocessing
 
 
 @dataclass
-class Stages:
+class Timings:
     """Where a scorer's time went."""
 
     decode_seconds: float = 0.0
@@ -41,8 +47,8 @@ class Stages:
     second: float = 0.0
     """Images that the second model of a cascade looked at."""
 
-    def __add__(self, other: Stages) -> Stages:
-        return Stages(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+    def __add__(self, other: Timings) -> Timings:
+        return Timings(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def batch_fill(self) -> float | None:
@@ -128,26 +134,6 @@ def unscored(
     )
 
 
-def highest(views: Iterable[tuple[ImageScore, bool]]) -> Iterator[ImageScore]:
-    """Yield one row an image: of its views the first with the highest score.
-
-    A view without a score has the last word: what a model cannot judge is not safe.
-
-    Args:
-        views: The rows of an image's views, one after the other, and whether it is its last.
-    """
-    best: ImageScore | None = None
-    for row, is_last in views:
-        best = row if best is None or _rank(row) > _rank(best) else best
-        if is_last:
-            yield best
-            best = None
-
-
-def _rank(row: ImageScore) -> float:
-    return 2.0 if row.nsfw_score is None else row.nsfw_score
-
-
 class Decoder(Protocol):
     """Decodes one image as `decode` does: in this process, or with more caution (`isolation`)."""
 
@@ -157,20 +143,52 @@ class Decoder(Protocol):
         """Decode one image: see `decode`."""
 
 
+_MOST_WAITING: Final = 8
+"""Batches of images that wait for one before them."""
+
+Content = bytes | ImageError | None
+"""An encoded image; or why it could not be read; or None."""
+
+_K = TypeVar("_K")
+
+
 @dataclass
-class _Batch:
-    """Views of images, without `strict` one of each, on their way through the model."""
+class _Image(Generic[_K]):
+    """One image between its decoding and its last prediction."""
+
+    key: _K
+    """What the caller attached to the image."""
+    row: ImageScore
+    """Its row without a score."""
+    num_views: int
+    """Views that the model has to see: one, the centre, without `strict`; none for an image with an error."""
+    scored: list[ImageScore] = field(default_factory=list)
+    """The rows of the views that the model has seen."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the model has seen all views."""
+        return len(self.scored) == self.num_views
+
+    @property
+    def score(self) -> ImageScore:
+        """The row of the view with the highest score; a view without a score counts above all."""
+        return max(self.scored, key=_rank, default=self.row)
+
+
+@dataclass
+class _Batch(Generic[_K]):
+    """Views on their way through the model."""
 
     buffer: npt.NDArray[np.uint8]
     """uint8, shape (batch_size, S, S, 3), RGB."""
-    rows: list[tuple[ImageScore, bool]] = field(default_factory=list)
-    """In order, and whether it is its image's last; those that say `ok` wait for a score."""
-    num_ok: int = 0
+    views: list[tuple[_Image[_K], ImageScore]] = field(default_factory=list)
+    """For each view in `buffer`: its image, and its row without a score."""
 
     @property
     def pixels(self) -> npt.NDArray[np.uint8]:
-        """Those of the rows that say `ok`."""
-        return self.buffer[: self.num_ok]
+        """The filled part of the buffer."""
+        return self.buffer[: len(self.views)]
 
 
 class Scorer:
@@ -178,11 +196,11 @@ class Scorer:
 
     Attributes:
         card: The model's card.
-        fingerprint: Hash of its weights, preprocessing and precision; says so where it is strict.
+        fingerprint: Hash of its weights, preprocessing and precision; ends in `-strict` for a strict scorer.
         device: `cpu` or `cuda:N`.
-        self_check: What the model made of the built-in test image when it was loaded.
+        self_check: The model's answer to the built-in test image when it was loaded.
         batch_size: Images that go to the model at once.
-        stages: Where the time went since `take_stages`.
+        timings: Seconds spent since the last `take_timings`.
     """
 
     def __init__(
@@ -198,126 +216,141 @@ class Scorer:
         self.card, self.device, self.self_check = card, predictor.device, predictor.self_check
         self.fingerprint = scores_fingerprint(predictor.fingerprint, strict=strict)
         self.batch_size = predictor.batch_size
-        self.stages = Stages()
+        self.timings = Timings()
         self._predictor, self._decoder = predictor, decoder
         self._options = DecodeOptions(max_pixels=max_pixels, max_bytes=max_bytes, strict=strict)
 
-    def score(self, contents: Sequence[bytes | ImageError | None]) -> list[ImageScore]:
+    def score(self, contents: Sequence[Content]) -> list[ImageScore]:
         """Score images.
 
         Args:
-            contents: Encoded images; for one that could not be read why not, or None.
+            contents: Encoded images; for an image that could not be read, the `ImageError`, or None.
 
         Returns:
             As many scores, in the same order.
+
+        Raises:
+            InputError: `contents` is one image, or holds anything but bytes, `ImageError` and None.
         """
+        if isinstance(contents, bytes | str):
+            raise InputError(
+                f"got {type(contents).__name__}; expected a list of encoded images: score([content])"
+            )
         return list(self.stream(contents))
 
-    def stream(self, contents: Iterable[bytes | ImageError | None]) -> Iterator[ImageScore]:
-        """Score images as they come, in memory for a few batches."""
-        return highest(self._scored(contents))
+    def stream(self, contents: Iterable[Content]) -> Iterator[ImageScore]:
+        """Score images as they come; memory holds a few batches."""
+        return (row for _, row in self.score_each((None, content) for content in contents))
 
-    def take_stages(self) -> Stages:
-        """Return where the time went since this was last asked."""
-        stages, self.stages = self.stages, Stages()
-        return stages
+    def score_each(self, images: Iterable[tuple[_K, Content]]) -> Iterator[tuple[_K, ImageScore]]:
+        """Score images as they come, each with a key that the caller attached.
 
-    def _scored(self, contents: Iterable[bytes | ImageError | None]) -> Iterator[tuple[ImageScore, bool]]:
-        """Score the views of images: yield the row of each, and whether it is its image's last."""
-        waiting: deque[_Batch] = deque()  # that were handed to the model
-        free: list[npt.NDArray[np.uint8]] = []  # new memory for each batch would be paged in for each
+        Args:
+            images: Key and encoded image. A key may be anything; it comes back beside its image's score.
+
+        Yields:
+            Key and score of each image, in order.
+        """
+        waiting: deque[_Image[_K]] = deque()  # in order, from decoding to the last prediction
+        in_flight: deque[_Batch[_K]] = deque()
+        free: list[npt.NDArray[np.uint8]] = []  # reused: the kernel would page in new memory for each batch
 
         def batches() -> Iterator[npt.NDArray[np.uint8]]:
-            for batch in self._decoded(contents, free):
-                waiting.append(batch)
+            for batch in self._batches(images, waiting, free):
+                in_flight.append(batch)
                 yield batch.pixels
 
         for predictions in self._predictor.predict_each(batches()):
-            self.stages.count(predictions)
-            batch = waiting.popleft()
+            self.timings.count(predictions)
+            batch = in_flight.popleft()
             free.append(batch.buffer)
-            yield from self._finished(batch.rows, predictions)
+            for i, (image, row) in enumerate(batch.views):
+                image.scored.append(self._scored(row, predictions, i))
+            while waiting and waiting[0].is_done:
+                image = waiting.popleft()
+                yield image.key, image.score
 
-    def _decoded(
-        self, contents: Iterable[bytes | ImageError | None], free: list[npt.NDArray[np.uint8]]
-    ) -> Iterator[_Batch]:
-        """Yield batches, their pixels in memory that is free, if there is any."""
-        batch = self._empty_batch(free)
-        for row, is_last, pixels in self._views(contents):
-            if pixels is not None:
-                batch.buffer[batch.num_ok] = pixels
-                batch.num_ok += 1
-            batch.rows.append((row, is_last))
-            # Bad images wait too, to keep the order; a run of them must not pile up.
-            if batch.num_ok == self.batch_size or len(batch.rows) >= 8 * self.batch_size:
+    def take_timings(self) -> Timings:
+        """Return the seconds spent since the last call."""
+        timings, self.timings = self.timings, Timings()
+        return timings
+
+    def _batches(
+        self,
+        images: Iterable[tuple[_K, Content]],
+        waiting: deque[_Image[_K]],
+        free: list[npt.NDArray[np.uint8]],
+    ) -> Iterator[_Batch[_K]]:
+        """Decode images, append each to `waiting`, and yield their views in batches."""
+        batch: _Batch[_K] = self._empty_batch(free)
+        for key, content in images:
+            started = time.perf_counter()
+            row, views = self._decode(content)
+            self.timings.decode_seconds += time.perf_counter() - started
+            image = _Image(key, row, len(views))
+            waiting.append(image)
+            for of_view, pixels in views:
+                batch.buffer[len(batch.views)] = pixels
+                batch.views.append((image, of_view))
+                if len(batch.views) == self.batch_size:
+                    yield batch
+                    batch = self._empty_batch(free)
+            # Bad images wait for good ones before them, to keep the order; a run of them must not pile up.
+            if len(waiting) >= _MOST_WAITING * self.batch_size:
                 yield batch
                 batch = self._empty_batch(free)
-        if batch.rows:
+        if batch.views or waiting:
             yield batch
 
-    def _empty_batch(self, free: list[npt.NDArray[np.uint8]]) -> _Batch:
+    def _empty_batch(self, free: list[npt.NDArray[np.uint8]]) -> _Batch[_K]:
         size = self.card.preprocessing.size
         return _Batch(free.pop() if free else np.empty((self.batch_size, size, size, 3), np.uint8))
 
-    def _views(
-        self, contents: Iterable[bytes | ImageError | None]
-    ) -> Iterator[tuple[ImageScore, bool, npt.NDArray[np.uint8] | None]]:
-        """Yield the row of each view, whether it is its image's last, and its pixels if it is ok."""
-        for content in contents:
-            started = time.perf_counter()
-            row, decoded = self._decode(content)
-            self.stages.decode_seconds += time.perf_counter() - started
-            if decoded is None:
-                yield row, True, None
-            elif not self._options["strict"]:
-                yield row, True, decoded.pixels
-            else:
-                views = decoded.views
-                for view in views:
-                    of_view = replace(row, frames_scored=decoded.num_frames, scored_view=view.name)
-                    yield of_view, view is views[-1], view.pixels
-
-    def _decode(self, content: bytes | ImageError | None) -> tuple[ImageScore, DecodedImage | None]:
+    def _decode(self, content: Content) -> tuple[ImageScore, list[tuple[ImageScore, npt.NDArray[np.uint8]]]]:
+        """Return an image's row without a score, and a row and pixels, (S, S, 3), for each of its views."""
         if isinstance(content, ImageError):
-            return unscored(content.status, content.message, content.header), None
+            return unscored(content.status, content.message, content.header), []
         length = digest = None
         if content is not None:
+            if not isinstance(content, bytes):
+                raise InputError(
+                    f"an image is of type {type(content).__name__}: {content!r:.80}; expected the bytes of "
+                    "an encoded image, as Path.read_bytes() returns them"
+                )
             length, digest = len(content), hashlib.sha256(content).hexdigest()
         try:
             decoded = self._decoder(content, self.card.preprocessing, **self._options)
         except ImageError as error:
-            return unscored(error.status, error.message, error.header, length, digest), None
-        return unscored("ok", None, decoded.header, length, digest), decoded
+            return unscored(error.status, error.message, error.header, length, digest), []
+        row = unscored("ok", None, decoded.header, length, digest)
+        if not self._options["strict"]:
+            return row, [(row, decoded.pixels)]
+        return row, [
+            (replace(row, frames_scored=decoded.num_frames, scored_view=view.name), view.pixels)
+            for view in decoded.views
+        ]
 
-    def _finished(
-        self, rows: list[tuple[ImageScore, bool]], predictions: Predictions
-    ) -> Iterator[tuple[ImageScore, bool]]:
-        scored = enumerate(predictions.nsfw_scores.tolist())
-        for row, is_last in rows:
-            if row.status != "ok":
-                yield row, is_last
-                continue
-            i, score = next(scored)
-            others = self._other_scores(predictions, i)
-            if wrong := _score_error(score, others):
-                error = f"the model {self.card.name} gave {wrong}"
-                yield replace(row, status="not_finite", error=error), is_last
-                continue
-            classes, embeddings = predictions.class_scores, predictions.embeddings
-            finished = replace(
-                row,
-                nsfw_score=score,
-                class_scores=None
-                if classes is None
-                else dict(zip(self.card.head.classes, classes[i].tolist(), strict=True)),
-                embedding=None if embeddings is None else embeddings[i],
-                other_scores=others or None,
-            )
-            yield finished, is_last
+    def _scored(self, row: ImageScore, predictions: Predictions, i: int) -> ImageScore:
+        """Return the row with prediction `i`."""
+        score, classes = float(predictions.nsfw_scores[i]), predictions.class_scores
+        others = [] if predictions.other_scores is None else predictions.other_scores[i].tolist()
+        other_scores = dict(zip(self.card.other_heads, others, strict=True))
+        if wrong := _score_error(score, other_scores):
+            return replace(row, status="not_finite", error=f"the model {self.card.name} gave {wrong}")
+        return replace(
+            row,
+            nsfw_score=score,
+            class_scores=None
+            if classes is None
+            else dict(zip(self.card.head.classes, classes[i].tolist(), strict=True)),
+            embedding=None if predictions.embeddings is None else predictions.embeddings[i],
+            other_scores=other_scores or None,
+        )
 
-    def _other_scores(self, predictions: Predictions, i: int) -> dict[str, float]:
-        scores = [] if predictions.other_scores is None else predictions.other_scores[i].tolist()
-        return dict(zip(self.card.other_heads, scores, strict=True))
+
+def _rank(row: ImageScore) -> float:
+    """Order rows of one image's views: what a model cannot judge is not safe."""
+    return 2.0 if row.nsfw_score is None else row.nsfw_score
 
 
 def scores_fingerprint(model_fingerprint: str, *, strict: bool) -> str:

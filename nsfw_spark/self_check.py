@@ -23,7 +23,7 @@ from PIL import Image
 from nsfw_spark.decode import decode
 from nsfw_spark.encoders import Encoded, Encoder
 from nsfw_spark.errors import ConfigError, DeviceError, NsfwSparkError, WeightsError
-from nsfw_spark.heads import Head, Scored
+from nsfw_spark.heads import Head, Predictions
 from nsfw_spark.model_card import ModelCard
 
 _WIDTH: Final = 640
@@ -186,7 +186,7 @@ def _check_shapes(card: ModelCard, encoded: Encoded) -> None:
         )
 
 
-def _check_numbers(card: ModelCard, encoder: Encoder, encoded: Encoded, scored: Scored) -> None:
+def _check_numbers(card: ModelCard, encoder: Encoder, encoded: Encoded, scored: Predictions) -> None:
     encodings = (encoded.embeddings, encoded.probabilities, encoded.boxes)
     tables = (*encodings, scored.nsfw_scores, scored.other_scores)
     if not all(np.isfinite(table).all() for table in tables if table is not None):

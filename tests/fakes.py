@@ -23,7 +23,7 @@ import numpy.typing as npt
 import psutil
 
 from nsfw_spark.encoders import Encoded, Encoder
-from nsfw_spark.heads import Scored
+from nsfw_spark.heads import Predictions
 from nsfw_spark.host import HostedModel, HostSpec, Owner
 from nsfw_spark.host.directory import Home
 from nsfw_spark.model import ModelSpec, Predictor
@@ -66,10 +66,10 @@ class FakeHead:
     def __init__(self, broken_above: float = 1.0) -> None:
         self._broken_above = broken_above
 
-    def score(self, encoded: Encoded) -> Scored:
+    def score(self, encoded: Encoded) -> Predictions:
         assert encoded.embeddings is not None
         scores = encoded.embeddings[:, 0]
-        return Scored(np.where(scores > self._broken_above, np.float32(np.nan), scores))
+        return Predictions(np.where(scores > self._broken_above, np.float32(np.nan), scores))
 
 
 CARD: dict[str, Any] = {

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nsfw_spark.errors import NsfwSparkError
-from nsfw_spark.model import Model, Predictions
+from nsfw_spark.heads import Predictions
+from nsfw_spark.model import Model
 
 _LINGER_SECONDS: Final = 0.005  # that a short batch waits for more; decoding an image takes a task 1 to 5 ms
 

@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nsfw_spark.errors import DeviceError, WeightsError
+from nsfw_spark.heads import Predictions
 from nsfw_spark.host import wire
 from nsfw_spark.host.directory import Home, HostSpec
 from nsfw_spark.host.start import HostUnavailableError, connect, kill
 from nsfw_spark.host.wire import FrameError, Kind
-from nsfw_spark.model import Predictions
 from nsfw_spark.self_check import SelfCheck
 
 IN_FLIGHT: Final = 2

@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from nsfw_spark import errors
 from nsfw_spark.errors import NsfwSparkError
-from nsfw_spark.model import Predictions
+from nsfw_spark.heads import Predictions
 
 VERSION: Final = 4
 MAX_JSON: Final = 65_536  # bytes

@@ -115,7 +115,7 @@ class ScoringJob:
                 raise
             sys.stderr.write(f"nsfw-spark: going on without what cannot be read: {reason(error)}\n")
         counts = write(source.stream_without_unreadable(self.limit))
-        return count_run(self.spark, target, self.run_id, self.policy, counts.stages)
+        return count_run(self.spark, target, self.run_id, self.policy, counts.timings)
 
     def _score_left_over(
         self, source: DeltaImages, target: Output, columns: StructType, counts: Counts
@@ -125,7 +125,7 @@ class ScoringJob:
         rows = self._with_model(self._scored(listed, columns, target)).select(columns.names)
         writer = rows.writeTo(target.name(IMAGE_SCORES))
         writer.option("userMetadata", json.dumps(self.origin())).append()
-        return count_run(self.spark, target, self.run_id, self.policy, counts.stages)
+        return count_run(self.spark, target, self.run_id, self.policy, counts.timings)
 
     def _account_for_skipped(self, target: Output, checkpoint: str, counts: Counts) -> int:
         """Add a row for each file that Spark listed and passed over; return how many."""
@@ -173,7 +173,7 @@ class ScoringJob:
                 return known.withColumns(nulls).select(columns.names)
 
             if rescore_changed(self.spark, self.output, source, score, json.dumps(self.origin())):
-                counts = count_run(self.spark, self.output, self.run_id, self.policy, counts.stages)
+                counts = count_run(self.spark, self.output, self.run_id, self.policy, counts.timings)
         if self.options.prune:
             num_gone = prune(self.spark, self.output, source)
             sys.stderr.write(f"nsfw-spark: --prune deleted {num_gone:,} rows of files that are gone\n")
@@ -198,9 +198,9 @@ class ScoringJob:
         return ask_executor(self.spark, self.scoring.spec, self.scoring.fingerprint)
 
     def _scored(self, listed: DataFrame, columns: StructType, target: Output) -> DataFrame:
-        """Return those columns of a target's image_scores that the executors fill, and the stages."""
+        """Return those columns of a target's image_scores that the executors fill, and the timings."""
         theirs = [field for field in columns if field.name not in schema.MODEL.names]
-        result = StructType([*theirs, schema.STAGES])
+        result = StructType([*theirs, schema.TIMINGS])
         scoring = self.scoring.expecting(tables.self_check(self.spark, target))
         return score_listed(listed, self.source.reader, scoring, result)
 

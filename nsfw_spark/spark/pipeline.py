@@ -32,7 +32,7 @@ from nsfw_spark.spark.worker import num_visible_gpus
 _MICRO_BATCH_SECONDS: Final = 60  # a micro-batch costs 2 s of its own: make it a minute's work
 _DECODES_PER_SECOND: Final = 500  # of one core, photographs of half a megapixel
 _VECTORS_PER_SECOND: Final = 25_000  # of one core, LAION's L/14 head
-_STAGES_OF_RUN: Final = ("decode_seconds", "wait_seconds", "encode_seconds", "batch_fill")
+_TIMINGS_OF_RUN: Final = ("decode_seconds", "wait_seconds", "encode_seconds", "batch_fill")
 
 
 def run_job(options: JobOptions, *, with_filter: bool = True) -> Summary:
@@ -123,9 +123,9 @@ def _run(job: ScoringJob, contents: Contents | None) -> Summary:
         "checkpoint": job.checkpoint_column(checkpoint),
         "last_batch": last_batch(spark, checkpoint),
         "score_seconds": score_seconds,
-        **{name: getattr(counts.stages, name) for name in _STAGES_OF_RUN},
-        "normalized": int(counts.stages.normalized),
-        "second": None if job.options.second is None else int(counts.stages.second),
+        **{name: getattr(counts.timings, name) for name in _TIMINGS_OF_RUN},
+        "normalized": int(counts.timings.normalized),
+        "second": None if job.options.second is None else int(counts.timings.second),
         "threshold": job.policy.threshold if with_filter else None,
         "policy": job.policy.text if with_filter else None,
     }

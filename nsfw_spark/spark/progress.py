@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from nsfw_spark import errors
-from nsfw_spark.scorer import Stages
+from nsfw_spark.scorer import Timings
 from nsfw_spark.spark.policy import Policy
-from nsfw_spark.spark.schema import STAGES
+from nsfw_spark.spark.schema import TIMINGS
 
 OBSERVATION: Final = "images"
 _POLL_SECONDS: Final = 0.5
@@ -37,7 +37,7 @@ class Counts:
     images: int = 0
     ok: int = 0
     safe: int = 0
-    stages: Stages = field(default_factory=Stages)
+    timings: Timings = field(default_factory=Timings)
     """Where the tasks' time went."""
 
     @property
@@ -51,15 +51,15 @@ class Counts:
         return self.images - self.ok
 
     def __add__(self, other: Counts) -> Counts:
-        stages = self.stages + other.stages
-        return Counts(self.images + other.images, self.ok + other.ok, self.safe + other.safe, stages)
+        timings = self.timings + other.timings
+        return Counts(self.images + other.images, self.ok + other.ok, self.safe + other.safe, timings)
 
 
 def counting_columns(policy: Policy) -> list[Column]:
     """Return what to observe of image_scores' rows, for `follow` to read."""
     return [
         *row_counts(policy),
-        *(F.sum(F.col(STAGES.name)[i]).alias(stage.name) for i, stage in enumerate(fields(Stages))),
+        *(F.sum(F.col(TIMINGS.name)[i]).alias(timing.name) for i, timing in enumerate(fields(Timings))),
     ]
 
 
@@ -134,24 +134,24 @@ def _counts(progress: Any) -> Counts:  # noqa: ANN401 - StreamingQueryProgress, 
     observed = progress.observedMetrics.get(OBSERVATION)
     if observed is None:
         return Counts()
-    stages = Stages(*(observed[stage.name] or 0.0 for stage in fields(Stages)))
-    return Counts(observed.images, observed.ok, observed.safe, stages)
+    timings = Timings(*(observed[timing.name] or 0.0 for timing in fields(Timings)))
+    return Counts(observed.images, observed.ok, observed.safe, timings)
 
 
 def _sentence(verb: str, counts: Counts, seconds: float | None) -> str:
     rate = "" if not seconds else f", {counts.images / seconds:,.0f} images/s"
     without = f", {counts.quarantined:,} of them without a score" if counts.quarantined else ""
-    return f"{verb} {counts.images:,} images{without}{rate}{_limits(counts.stages)}"
+    return f"{verb} {counts.images:,} images{without}{rate}{_limits(counts.timings)}"
 
 
-def _limits(stages: Stages) -> str:
+def _limits(timings: Timings) -> str:
     """Say where the tasks' time went, so that one sees whether decoding or the model is the limit."""
-    busy = stages.decode_seconds + stages.wait_seconds
-    if not busy or not stages.batch_slots:
+    busy = timings.decode_seconds + timings.wait_seconds
+    if not busy or not timings.batch_slots:
         return ""
     return (
-        f"; tasks: {stages.decode_seconds / busy:.0%} decoding, {stages.wait_seconds / busy:.0%} waiting "
-        f"for the model; batches {stages.batch_fill:.0%} full"
+        f"; tasks: {timings.decode_seconds / busy:.0%} decoding, {timings.wait_seconds / busy:.0%} waiting "
+        f"for the model; batches {timings.batch_fill:.0%} full"
     )
 
 

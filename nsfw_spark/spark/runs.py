@@ -15,7 +15,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import nsfw_spark
-from nsfw_spark.scorer import Stages
+from nsfw_spark.scorer import Timings
 from nsfw_spark.spark import schema, tables
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import Counts, row_counts
@@ -81,11 +81,11 @@ def finish_run(
     return summary
 
 
-def count_run(spark: SparkSession, output: Output, run_id: str, policy: Policy, stages: Stages) -> Counts:
+def count_run(spark: SparkSession, output: Output, run_id: str, policy: Policy, timings: Timings) -> Counts:
     """Count the rows of a run that are in image_scores, with the time that went into them."""
     rows = spark.table(output.name(IMAGE_SCORES)).filter(F.col("run_id") == run_id)
     found = rows.agg(*row_counts(policy)).first()
-    return Counts(stages=stages) if found is None else Counts(found.images, found.ok, found.safe, stages)
+    return Counts(timings=timings) if found is None else Counts(found.images, found.ok, found.safe, timings)
 
 
 def _unscored(spark: SparkSession, output: Output, run_id: str) -> list[tuple[str, str, str]]:

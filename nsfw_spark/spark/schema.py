@@ -70,7 +70,7 @@ SOURCE_FILE: Final = _column(
 )
 """What sources know besides whose files hold many images."""
 
-STAGES: Final = _column("_stages", ArrayType(DoubleType()), "fields of stages.Stages, of a few rows")
+TIMINGS: Final = _column("_timings", ArrayType(DoubleType()), "fields of scorer.Timings, of a few rows")
 """Travels with the rows to where they are counted, and is dropped before they are written."""
 
 CONTENT: Final = _column("content", BinaryType(), "the encoded image")
@@ -159,7 +159,7 @@ def image_scores(source: StructType, scores: StructType = SCORE, *, keep_content
 
 def is_ours(name: str) -> bool:
     """Whether a column of image_scores has this name, upper and lower case alike, whatever the source."""
-    ours = [IMAGE_ID, *SCORE, *MODEL, MODIFICATION_TIME, SOURCE_FILE, CONTENT, STAGES]
+    ours = [IMAGE_ID, *SCORE, *MODEL, MODIFICATION_TIME, SOURCE_FILE, CONTENT, TIMINGS]
     return name.lower() in {field.name for field in ours}
 
 

@@ -5,14 +5,12 @@ In: what the scorer says of some images, vectors, seconds. Out: arrays of the ty
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,17 +19,18 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
 from nsfw_spark.cards import choose_card
-from nsfw_spark.embeddings import EmbeddingsScorer, ScoredEmbeddings, head_fingerprint, load_embeddings_scorer
+from nsfw_spark.embeddings import EmbeddingsScorer, head_fingerprint, load_embeddings_scorer
 from nsfw_spark.errors import ConfigError, ImageError
+from nsfw_spark.heads import Predictions
 from nsfw_spark.model import ModelSpec
 from nsfw_spark.model_card import ModelCard, head_part
 from nsfw_spark.options import JobOptions
 from nsfw_spark.readers import Chunk, Reader, VectorChunk, VectorReader
-from nsfw_spark.scorer import ImageScore, Stages
+from nsfw_spark.scorer import Content, ImageScore, Timings
 from nsfw_spark.self_check import SelfCheck
 from nsfw_spark.spark import schema
 from nsfw_spark.spark.delivery import AS_ON_DRIVER, Delivery, deliver
-from nsfw_spark.spark.schema import CONTENT, SCORE, STAGES, arrow_schema, other_scores
+from nsfw_spark.spark.schema import CONTENT, SCORE, TIMINGS, arrow_schema, other_scores
 from nsfw_spark.spark.scorer_spec import ScorerSpec, second_model
 from nsfw_spark.spark.session import executor_cores, tries_once
 from nsfw_spark.spark.udf import driver_fingerprint
@@ -41,14 +40,14 @@ from nsfw_spark.weights import with_lock
 Columns = dict[str, pa.Array]
 """By name, all of the same number of rows."""
 
-_STAGES_TYPE: Final = pa.list_(pa.float64())
+_TIMINGS_TYPE: Final = pa.list_(pa.float64())
 FIELDS: Final = {field.name: field for field in arrow_schema(SCORE)}
 """Of `schema.SCORE`, by name, as Arrow has them."""
 
 
-def stages_column(stages: Stages, num_rows: int) -> pa.Array:
-    """Return `schema.STAGES` for some rows: the first carries the time that went into all of them."""
-    return pa.array([astuple(stages), *[None] * (num_rows - 1)], _STAGES_TYPE)
+def timings_column(timings: Timings, num_rows: int) -> pa.Array:
+    """Return `schema.TIMINGS` for some rows: the first carries the time that went into all of them."""
+    return pa.array([astuple(timings), *[None] * (num_rows - 1)], _TIMINGS_TYPE)
 
 
 def vectors_column(vectors: npt.NDArray[np.float32], is_there: npt.NDArray[np.bool_]) -> pa.Array:
@@ -113,30 +112,34 @@ class ImageScoring:
         return replace(self, spec=replace(self.spec, self_check=self_check))
 
     def __call__(self, chunks: Iterator[Chunk]) -> Iterator[Columns]:
-        """Score chunks: columns of each, those of the scores, `content` if it is kept, and the stages."""
-        waiting: deque[tuple[pa.RecordBatch, list[bytes | None]]] = deque()
+        """Score chunks: yield for each its columns, the scores, `content` if it is kept, and the timings."""
 
-        def contents() -> Iterator[bytes | ImageError]:
-            for chunk in chunks:
-                kept: list[bytes | None] = []
-                if chunk.columns.num_rows:
-                    waiting.append((chunk.columns, kept))
+        def images() -> Iterator[tuple[_Place, Content]]:
+            for number, chunk in enumerate(chunks):
                 for content in chunk.contents:
-                    if self.keep_content:
-                        kept.append(None if isinstance(content, ImageError) else content)
-                    yield content
+                    kept = content if self.keep_content and isinstance(content, bytes) else None
+                    yield _Place(number, chunk.columns, kept), content
 
         with task_scorer(self.spec, self.fingerprint) as scorer:
-            scores = scorer.stream(contents())
-            # Batches of the model are formed across chunks; the scores come back in the order of the images.
-            for first in scores:
-                carried, kept = waiting.popleft()
-                rows = [first, *islice(scores, carried.num_rows - 1)]
-                columns = by_name(carried) | score_columns(rows, self.scores)
+            # The scorer forms batches across chunks; its scores come back in order, each with its place.
+            for _, group in groupby(scorer.score_each(images()), key=lambda scored: scored[0].chunk):
+                places, rows = zip(*group, strict=True)
+                columns = by_name(places[0].columns) | score_columns(rows, self.scores)
                 if self.keep_content:
-                    columns[CONTENT.name] = pa.array(kept, pa.binary())
-                columns[STAGES.name] = stages_column(scorer.take_stages(), len(rows))
+                    columns[CONTENT.name] = pa.array([place.kept for place in places], pa.binary())
+                columns[TIMINGS.name] = timings_column(scorer.take_timings(), len(rows))
                 yield columns
+
+
+class _Place(NamedTuple):
+    """Where an image's row belongs."""
+
+    chunk: int
+    """Number of its chunk."""
+    columns: pa.RecordBatch
+    """The chunk's columns."""
+    kept: bytes | None
+    """The encoded image, if the rows keep it."""
 
 
 @dataclass(frozen=True)
@@ -172,21 +175,16 @@ class VectorScoring:
         return self
 
     def __call__(self, chunks: Iterator[VectorChunk]) -> Iterator[Columns]:
-        """Score chunks: columns of each, those of the scores, and the stages."""
+        """Score chunks: columns of each, those of the scores, and the timings."""
         parts = [head_part(name) for name in self.card.heads]
         scorer = _embeddings_scorer(*self.delivery.received(self.card, self.model_dir, parts))
         check_fingerprint(scorer.fingerprint, self.fingerprint, self.name)
         for chunk in chunks:
-            started = time.perf_counter()
-            scored = scorer.score(chunk.vectors)
-            columns = by_name(chunk.columns) | self._score_columns(chunk, scored)
-            stages = Stages(
-                encode_seconds=time.perf_counter() - started, normalized=float(scored.num_normalized)
-            )
-            columns[STAGES.name] = stages_column(stages, len(chunk.vectors))
+            columns = by_name(chunk.columns) | self._score_columns(chunk, scorer.score(chunk.vectors))
+            columns[TIMINGS.name] = timings_column(scorer.take_timings(), len(chunk.vectors))
             yield columns
 
-    def _score_columns(self, chunk: VectorChunk, scored: ScoredEmbeddings) -> Columns:
+    def _score_columns(self, chunk: VectorChunk, scored: Predictions) -> Columns:
         problems = dict(chunk.problems)
         columns_of_heads = [] if scored.other_scores is None else list(scored.other_scores.T)
         is_finite = np.isfinite([scored.nsfw_scores, *columns_of_heads]).all(axis=0)  # (M,)
@@ -205,7 +203,7 @@ class VectorScoring:
         columns["nsfw_score"] = pa.array(scored.nsfw_scores, mask=~is_ok)
         for field, scores in zip(other_scores(self.card.other_heads), columns_of_heads, strict=True):
             columns[field.name] = pa.array(scores, mask=~is_ok)
-        if self.keep_embedding:
+        if self.keep_embedding and scored.embeddings is not None:
             columns["embedding"] = vectors_column(scored.embeddings[is_ok], is_ok)
         return columns
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from nsfw_spark.heads import Predictions
 from nsfw_spark.host import wire
 from nsfw_spark.host.wire import Kind
-from nsfw_spark.model import Predictions
 from tests.conftest import encoded, pixels
 from tests.hidden import HIDDEN
 

@@ -15,11 +15,12 @@ import pytest
 
 from nsfw_spark import DeviceError, WeightsError
 from nsfw_spark.encoders import Encoded, OutOfMemoryError
+from nsfw_spark.heads import Predictions
 from nsfw_spark.host import HostSpec, Owner, wire
 from nsfw_spark.host.batcher import Batcher
 from nsfw_spark.host.server import Connection
 from nsfw_spark.host.wire import Kind
-from nsfw_spark.model import Model, ModelSpec, Predictions
+from nsfw_spark.model import Model, ModelSpec
 from tests.fakes import FakeEncoder, FakeHead, card
 
 WAIT = 30.0  # seconds that a test waits before it fails

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nsfw_spark import Cascade, ConfigError, ImageScore, Scorer, cascade
 from nsfw_spark.cascade import Band, Content
 from nsfw_spark.encoders import Encoded
-from nsfw_spark.heads import Scored
+from nsfw_spark.heads import Predictions
 from nsfw_spark.model import Model
 from tests.conftest import grey
 from tests.fakes import FakeEncoder, FakeHead, card, perceptron
@@ -26,7 +26,7 @@ BAD = {None: "missing", b"": "undecodable", b"text": "undecodable", b"%PDF-1.7":
 class Darkness(FakeHead):
     """The score is 1 - brightness; above `broken_above` of that it is NaN."""
 
-    def score(self, encoded: Encoded) -> Scored:
+    def score(self, encoded: Encoded) -> Predictions:
         assert encoded.embeddings is not None
         dark = Encoded(1 - encoded.embeddings)
         return replace(super().score(dark), class_scores=np.stack([encoded.embeddings[:, 0]] * 2, axis=1))
@@ -75,9 +75,9 @@ def test_the_second_model_sees_nothing_else_and_full_batches() -> None:
     rows = both.score([GREYS[value] for value in (120, 0, 135, 255, 105, 0, 150, 120, 15)])
     assert encoder.batches == [4, 1]
     assert [row.decided_by for row in rows].count("dark") == 5
-    stages = both.take_stages()
-    assert (stages.second, stages.encoded) == (5, 9 + 5)
-    assert both.take_stages().second == 0
+    timings = both.take_timings()
+    assert (timings.second, timings.encoded) == (5, 9 + 5)
+    assert both.take_timings().second == 0
 
 
 def test_without_uncertain_images_the_second_model_sees_nothing() -> None:
@@ -147,7 +147,7 @@ def test_both_ends_of_a_band_are_in_it() -> None:
 
 def test_other_heads_are_those_of_the_first_model() -> None:
     class WithOther(FakeHead):
-        def score(self, encoded: Encoded) -> Scored:
+        def score(self, encoded: Encoded) -> Predictions:
             scored = super().score(encoded)
             return replace(scored, other_scores=scored.nsfw_scores[:, None] * 10)
 

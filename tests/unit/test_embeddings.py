@@ -38,7 +38,7 @@ def test_vectors_of_unit_length_are_scored_as_they_are(scorer: EmbeddingsScorer)
     vectors = UNITS * np.float32(1.0005)
     scored = scorer.score(vectors)
     head = load_heads(card(), locate_weights(card()))
-    assert scored.num_normalized == 0
+    assert scorer.take_timings().normalized == 0
     assert scored.embeddings is vectors
     np.testing.assert_array_equal(scored.nsfw_scores, head.score(Encoded(vectors)).nsfw_scores)
 
@@ -49,7 +49,7 @@ def test_other_vectors_are_normalised_and_counted(scorer: EmbeddingsScorer, leng
     vectors[3:7] *= np.float32(length)
     before = vectors.copy()
     scored = scorer.score(vectors)
-    assert scored.num_normalized == 4
+    assert scorer.take_timings().normalized == 4
     np.testing.assert_allclose(scored.nsfw_scores, scorer.score(UNITS).nsfw_scores, rtol=0, atol=2e-6)
     np.testing.assert_allclose(scored.embeddings, UNITS, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(vectors, before, err_msg="the caller's vectors were changed")
@@ -63,12 +63,12 @@ def test_a_vector_without_direction_gets_no_score_and_harms_no_other(
     vectors[5] = value
     scored = scorer.score(vectors)
     assert np.flatnonzero(np.isnan(scored.nsfw_scores)).tolist() == [5]
-    assert scored.num_normalized == 0
+    assert scorer.take_timings().normalized == 0
 
 
 def test_no_vectors_no_scores(scorer: EmbeddingsScorer) -> None:
     scored = scorer.score(np.empty((0, 768), np.float32))
-    assert (len(scored.nsfw_scores), scored.num_normalized) == (0, 0)
+    assert (len(scored.nsfw_scores), scorer.take_timings().normalized) == (0, 0)
 
 
 def test_the_fingerprint_is_the_heads_alone() -> None:
@@ -141,7 +141,8 @@ sys.meta_path.insert(0, Blocked())
 SCORING = """
 import numpy as np
 from nsfw_spark.embeddings import load_embeddings_scorer
-from nsfw_spark.model_card import ModelCard, load_card
+from nsfw_spark.cards import load_card
+from nsfw_spark.model_card import ModelCard
 scorer = load_embeddings_scorer(load_card("laion-vit-l-14"))
 scored = scorer.score(np.eye(768, dtype=np.float32)[:5])
 assert ((0 <= scored.nsfw_scores) & (scored.nsfw_scores <= 1)).all(), scored

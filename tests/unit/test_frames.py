@@ -27,9 +27,9 @@ from nsfw_spark.errors import (
     TableError,
     WeightsError,
 )
+from nsfw_spark.heads import Predictions
 from nsfw_spark.host import wire
 from nsfw_spark.host.wire import FrameError, Kind
-from nsfw_spark.model import Predictions
 
 SMALL = 1 << 20  # bytes that a refused frame may cost
 

@@ -21,10 +21,11 @@ import pytest
 
 from nsfw_spark.cards import load_card
 from nsfw_spark.errors import DeviceError, WeightsError
+from nsfw_spark.heads import Predictions
 from nsfw_spark.host import HostedModel, HostSpec, HostUnavailableError, Owner, wire
 from nsfw_spark.host.directory import Home
 from nsfw_spark.host.wire import Kind
-from nsfw_spark.model import ModelSpec, Predictions, load_model
+from nsfw_spark.model import ModelSpec, load_model
 from nsfw_spark.scorer import Scorer
 from tests.conftest import PHOTOS
 from tests.fakes import (

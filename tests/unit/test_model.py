@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from nsfw_spark import DeviceError
 from nsfw_spark.encoders import Encoded, OutOfMemoryError
-from nsfw_spark.model import Model, Predictions, fastest_batch_size
+from nsfw_spark.heads import Predictions
+from nsfw_spark.model import Model, fastest_batch_size
 from tests.fakes import FakeEncoder, FakeHead
 
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from nsfw_spark import ConfigError, ImageScore, Scorer, WeightsError, load_scorer
 from nsfw_spark.encoders import Encoded
 from nsfw_spark.errors import ImageError, ImageHeader
-from nsfw_spark.heads import Scored
+from nsfw_spark.heads import Predictions
 from nsfw_spark.model import Model, ModelSpec, load_model
 from tests.conftest import PHOTOS, grey, jpeg, png
 from tests.fakes import FakeEncoder, FakeHead, card, card_content, perceptron
@@ -54,10 +54,10 @@ def test_scores_of_other_heads_come_by_name() -> None:
 class TwoHeads(FakeHead):
     """The head `inverse` says 1 / (1 - brightness), the head `same` the brightness."""
 
-    def score(self, encoded: Encoded) -> Scored:
+    def score(self, encoded: Encoded) -> Predictions:
         brightness = super().score(encoded).nsfw_scores
         with np.errstate(divide="ignore"):
-            return Scored(brightness, other_scores=np.stack([1 / (1 - brightness), brightness], axis=1))
+            return Predictions(brightness, other_scores=np.stack([1 / (1 - brightness), brightness], axis=1))
 
 
 def test_an_image_to_which_another_head_gives_no_number_has_no_score() -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from nsfw_spark.encoders import Encoded, load_encoder
 from nsfw_spark.errors import ConfigError, DeviceError, WeightsError
-from nsfw_spark.heads import Scored, load_heads
+from nsfw_spark.heads import Predictions, load_heads
 from nsfw_spark.model import ModelSpec, load_model
 from nsfw_spark.model_card import ModelCard
 from nsfw_spark.self_check import TOLERANCE, SelfCheck, built_in_image, check_same, self_check
@@ -169,8 +169,8 @@ class WrongHead(FakeHead):
         super().__init__()
         self.given = score
 
-    def score(self, encoded: Encoded) -> Scored:  # noqa: ARG002
-        return Scored(np.float32([self.given]))
+    def score(self, encoded: Encoded) -> Predictions:  # noqa: ARG002
+        return Predictions(np.float32([self.given]))
 
 
 LOGITS = np.float32([[3.0, -1.0]])

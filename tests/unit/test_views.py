@@ -12,7 +12,7 @@ from PIL import Image
 from nsfw_spark import ImageScore, Scorer
 from nsfw_spark.decode import MOST_VIEWS, decode
 from nsfw_spark.encoders import Encoded
-from nsfw_spark.heads import Scored
+from nsfw_spark.heads import Predictions
 from nsfw_spark.isolation import GuardedDecoder, IsolatedDecoder
 from nsfw_spark.model import Model
 from tests.conftest import PHOTOS, encoded, jpeg, max_difference, pixels, png
@@ -27,8 +27,8 @@ STILL = sorted([*(PHOTOS / "photos").iterdir(), *(PHOTOS / "variants").iterdir()
 class DarkHead(FakeHead):
     """The score of a grey image of value v is 1 - v / 255."""
 
-    def score(self, encoded: Encoded) -> Scored:
-        return Scored(1 - super().score(encoded).nsfw_scores)
+    def score(self, encoded: Encoded) -> Predictions:
+        return Predictions(1 - super().score(encoded).nsfw_scores)
 
 
 def scorer(*, strict: bool, head: FakeHead | None = None, batch_size: int = 4) -> Scorer:

@@ -91,8 +91,8 @@ def _make_scores(spark: SparkSession, out: Path, given: argparse.Namespace) -> N
     columns = StructType([schema.IMAGE_ID, *schema.SCORE, *schema.MODEL]).add(
         "modification_time", "timestamp"
     )
-    output = Output.of(_options(out, 0.5))
-    tables.ensure_image_scores(spark, output, columns, "laion-vit-l-14", "f1d0f1d0f1d0f1d0")
+    output = Output.of(spark, _options(out, 0.5))
+    tables.ensure_image_scores(output, columns, "laion-vit-l-14", "f1d0f1d0f1d0f1d0")
     embedding = _EMBEDDING.format(dim=given.dim) if given.dim else "NULL"
     rows = spark.sql(_ROW.format(rows=given.rows, files=given.files, embedding=embedding))
     typed = rows.select([rows[field.name].cast(field.dataType).alias(field.name) for field in columns])

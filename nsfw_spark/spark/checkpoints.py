@@ -25,15 +25,15 @@ from nsfw_spark.spark.sources import Source
 from nsfw_spark.spark.tables import IMAGE_SCORES, RUNS, Output, history
 
 
-def find_checkpoint(spark: SparkSession, output: Output, source: Source, generation: str) -> str:
+def find_checkpoint(output: Output, source: Source, generation: str) -> str:
     """Return the URI of an input's checkpoint, whether or not it is there already.
 
     Raises:
         TableError: Images of this input were scored, and their checkpoint is gone, or a part of it.
     """
     uri = f"{output.checkpoints}/{checkpoint_name(source, generation)}"
-    missing = _missing_parts(spark, uri, source)
-    if missing and output.exists(spark, IMAGE_SCORES) and _has_rows(spark, output, source):
+    missing = _missing_parts(output.spark, uri, source)
+    if missing and output.exists(IMAGE_SCORES) and _has_rows(output, source):
         lacks = "" if set(missing) == set(_parts(source)) else f" (it lacks {', '.join(missing)})"
         raise TableError(
             f"{output.name(IMAGE_SCORES)} holds images of {source.uri}, and there is no checkpoint {uri} "
@@ -79,18 +79,17 @@ def last_committed_batch(spark: SparkSession, checkpoint: str) -> int:
     return _last_number(spark, f"{checkpoint}/commits")
 
 
-def last_accounted_batch(spark: SparkSession, output: Output, checkpoint: str) -> int:
+def last_accounted_batch(output: Output, checkpoint: str) -> int:
     """Return the last micro-batch of a checkpoint whose files all have rows; -1 for none.
 
     Args:
-        spark: The session.
         output: Where the tables lie.
         checkpoint: As `runs` names it.
     """
-    if not output.exists(spark, RUNS):
+    if not output.exists(RUNS):
         return -1
-    runs = spark.table(output.name(RUNS)).filter(F.col("checkpoint") == checkpoint)
-    made = {commit.version: commit.timestamp for commit in history(spark, output, IMAGE_SCORES)}
+    runs = output.table(RUNS).filter(F.col("checkpoint") == checkpoint)
+    made = {commit.version: commit.timestamp for commit in history(output, IMAGE_SCORES)}
     found = runs.select("last_batch", "image_scores_version", "started_at", "seconds").collect()
     return max((int(run.last_batch) for run in found if _is_there(run, made)), default=-1)
 
@@ -128,12 +127,12 @@ def _missing_parts(spark: SparkSession, checkpoint: str, source: Source) -> list
     return [part for part in _parts(source) if not is_there(part)]
 
 
-def _has_rows(spark: SparkSession, output: Output, source: Source) -> bool:
-    scores = spark.table(output.name(IMAGE_SCORES))
+def _has_rows(output: Output, source: Source) -> bool:
+    scores = output.table(IMAGE_SCORES)
     if source.file_column in scores.columns:
         file = F.col(str(source.file_column))
         return not scores.filter(file.startswith(f"{source.uri}/") | (file == source.uri)).isEmpty()
-    if not output.exists(spark, RUNS):
+    if not output.exists(RUNS):
         return False
-    runs = spark.table(output.name(RUNS)).filter((F.col("input") == source.uri) & (F.col("images") > 0))
+    runs = output.table(RUNS).filter((F.col("input") == source.uri) & (F.col("images") > 0))
     return not runs.isEmpty()

@@ -205,8 +205,8 @@ def export_job(options: JobOptions, export: ExportOptions) -> Exported:
         TableError: There is no such table, or somebody else changed it.
     """
     spark = get_session()
-    clock, output = Clock(), Output.of(options)
-    table = _Table.of(spark, output, export.table)
+    clock, output = Clock(), Output.of(spark, options)
+    table = _Table.of(output, export.table)
     contents = _contents(spark, options, table)
     directory = _claim(spark, export.directory)
     storage = Storage(settings(spark, HADOOP_PREFIXES))
@@ -226,35 +226,34 @@ def export_job(options: JobOptions, export: ExportOptions) -> Exported:
 class _Table:
     """A filtered table at one version."""
 
-    spark: SparkSession
     output: Output
     name: ExportedTable
     version: int
     shown: Shown
 
     @classmethod
-    def of(cls, spark: SparkSession, output: Output, name: ExportedTable) -> _Table:
+    def of(cls, output: Output, name: ExportedTable) -> _Table:
         """Take a table as it stands.
 
         Raises:
             TableError: It is not there, or somebody else changed it, so that its policy is not known.
         """
-        version, shown = last_version(spark, output, name), shown_by(spark, output, name)
+        version, shown = last_version(output, name), shown_by(output, name)
         if version is None or shown is None:
             problem = "there is no table" if version is None else "not nsfw-spark made the last change of"
             raise TableError(
                 f"{problem} {output.name(name)}; expected one that shows image_scores under a policy. First: "
                 f"nsfw-spark filter {output.location} --threshold T"
             )
-        return cls(spark, output, name, version, shown)
+        return cls(output, name, version, shown)
 
     @property
     def rows(self) -> DataFrame:
-        return self.spark.read.option("versionAsOf", self.version).table(self.output.name(self.name))
+        return self.output.table(self.name, self.version)
 
     def setting(self, key: str) -> str | None:
         """Return what the table says of itself."""
-        found = self.spark.sql(f"SHOW TBLPROPERTIES {self.output.name(self.name)}").collect()
+        found = self.output.spark.sql(f"SHOW TBLPROPERTIES {self.output.name(self.name)}").collect()
         return next((str(row.value) for row in found if row.key == PROPERTY.format(key)), None)
 
 
@@ -265,7 +264,7 @@ def _contents(spark: SparkSession, options: JobOptions, table: _Table) -> Conten
         return named
     if "content" in table.rows.columns:
         return Contents(())
-    uris = _recorded_inputs(spark, table.output)
+    uris = _recorded_inputs(table.output)
     sources, problems = _opened(spark, uris, *columns)
     if not sources:
         found = "; ".join(problems) or "the table runs names no input"
@@ -278,11 +277,11 @@ def _contents(spark: SparkSession, options: JobOptions, table: _Table) -> Conten
     return Contents(tuple(sources))
 
 
-def _recorded_inputs(spark: SparkSession, output: Output) -> list[str]:
+def _recorded_inputs(output: Output) -> list[str]:
     """Return the inputs of all runs so far, by name."""
-    if not output.exists(spark, RUNS):
+    if not output.exists(RUNS):
         return []
-    inputs = spark.table(output.name(RUNS)).select("input").filter(F.col("input").isNotNull())
+    inputs = output.table(RUNS).select("input").filter(F.col("input").isNotNull())
     return sorted(row.input for row in inputs.distinct().collect())
 
 

@@ -17,7 +17,6 @@ from urllib.parse import unquote
 
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
-from pyspark.sql import SparkSession
 
 from nsfw_spark.errors import StorageError, TableError
 from nsfw_spark.spark.checkpoints import checkpoint_id, last_committed_batch
@@ -47,7 +46,7 @@ _MAX_REASON: Final = 300  # characters
 
 
 @contextmanager
-def explained(spark: SparkSession, output: Output) -> Iterator[None]:
+def explained(output: Output) -> Iterator[None]:
     """Say of known faults what they are.
 
     Raises:
@@ -56,7 +55,7 @@ def explained(spark: SparkSession, output: Output) -> Iterator[None]:
     try:
         yield
     except RAISED as error:
-        explanation = _explain(spark, output, error)
+        explanation = _explain(output, error)
         if explanation is None:
             raise
         raise StorageError(explanation) from error
@@ -91,11 +90,11 @@ def reason(error: BaseException) -> str:
     return said if file is None or unquote(file[1]) in said else f"{unquote(file[1])}: {said}"
 
 
-def _explain(spark: SparkSession, output: Output, error: BaseException) -> str | None:
+def _explain(output: Output, error: BaseException) -> str | None:
     text, said = text_of(error), reason(error)
     places = f"{output.location}, its checkpoints {output.checkpoints}"
     if _NO_SPACE.search(text):
-        local = spark.conf.get("spark.local.dir", None) or tempfile.gettempdir()
+        local = output.spark.conf.get("spark.local.dir", None) or tempfile.gettempdir()
         return (
             f"no space is left, or a quota is used up, where this run writes: {places}, or Spark's own files "
             f"on each machine (spark.local.dir, {local}). {_NOTHING_LOST}: make room first"
@@ -127,35 +126,35 @@ _REPAIRS: Final[Mapping[str, str]] = {
 }
 
 
-def check_readable(spark: SparkSession, output: Output) -> None:
+def check_readable(output: Output) -> None:
     """Make sure that the logs of all tables can be read.
 
     Raises:
         TableError: Some cannot.
     """
     tables = (IMAGE_SCORES, *FILTERED, RUNS)
-    if problems := [problem for problem in at_once(partial(_problem, spark, output), tables) if problem]:
+    if problems := [problem for problem in at_once(partial(_problem, output), tables) if problem]:
         raise TableError(". ".join(problems))
 
 
-def check_holds(spark: SparkSession, output: Output, checkpoint: str) -> None:
+def check_holds(output: Output, checkpoint: str) -> None:
     """Make sure that image_scores holds what a checkpoint has noted as written.
 
     Raises:
         TableError: The table is gone, or commits to it are.
     """
-    noted = last_committed_batch(spark, checkpoint)
+    noted = last_committed_batch(output.spark, checkpoint)
     if noted < 0:
         return
     name = output.name(IMAGE_SCORES)
-    if not output.exists(spark, IMAGE_SCORES):
+    if not output.exists(IMAGE_SCORES):
         raise TableError(
             f"there is no table {name}, and the checkpoint {checkpoint} says that images were written to it: "
             "they would not be scored again. Restore the table, or delete the checkpoint too"
         )
-    commits = _since_made(history(spark, output, IMAGE_SCORES))
-    _check_not_empty(spark, output, commits)
-    written = _last_written(commits, checkpoint_id(spark, checkpoint))
+    commits = _since_made(history(output, IMAGE_SCORES))
+    _check_not_empty(output, commits)
+    written = _last_written(commits, checkpoint_id(output.spark, checkpoint))
     if written is not None and written < noted:
         raise TableError(
             f"{name} ends with micro-batch {written} of {checkpoint}, which says that {noted} was written: "
@@ -164,11 +163,11 @@ def check_holds(spark: SparkSession, output: Output, checkpoint: str) -> None:
         )
 
 
-def _problem(spark: SparkSession, output: Output, table: str) -> str | None:
+def _problem(output: Output, table: str) -> str | None:
     """Say what is wrong with a table's log; counting reads all of it, and no data."""
     try:
-        if output.exists(spark, table):
-            spark.table(output.name(table)).count()
+        if output.exists(table):
+            output.table(table).count()
     except RAISED as error:
         if not _DAMAGE.search(text_of(error)):
             raise
@@ -196,12 +195,12 @@ def _last_written(commits: list[Any], query: str) -> int | None:
     return -1 if made.version == 0 and str(made.operation).startswith("CREATE") else None
 
 
-def _check_not_empty(spark: SparkSession, output: Output, commits: list[Any]) -> None:
+def _check_not_empty(output: Output, commits: list[Any]) -> None:
     """Refuse a table of which a commit is an empty file, which Delta takes for one that adds nothing."""
     for version in (commit.version for commit in commits if commit.operation is None):
-        detail = spark.sql(f"DESCRIBE DETAIL {output.name(IMAGE_SCORES)}").collect()[0]
+        detail = output.spark.sql(f"DESCRIBE DETAIL {output.name(IMAGE_SCORES)}").collect()[0]
         entry = f"{detail.location}/_delta_log/{version:020}.json"
-        files, path = file_system(spark, entry)
+        files, path = file_system(output.spark, entry)
         if files.getFileStatus(path).getLen() == 0:
             raise TableError(
                 f"{entry} is empty: what version {version} of {output.name(IMAGE_SCORES)} added is lost. "

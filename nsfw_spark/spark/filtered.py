@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
@@ -72,11 +72,10 @@ class Shown:
     """URI of the images that were joined in."""
 
 
-def check_filter(spark: SparkSession, output: Output, policy: Policy, columns: StructType) -> None:
+def check_filter(output: Output, policy: Policy, columns: StructType) -> None:
     """Check a policy before anything runs.
 
     Args:
-        spark: The session.
         output: Where the tables lie; there may be none yet.
         policy: Any.
         columns: Of `image_scores`, for where it is not there yet.
@@ -86,35 +85,34 @@ def check_filter(spark: SparkSession, output: Output, policy: Policy, columns: S
     """
     if policy.threshold is not None:
         return
-    if not output.exists(spark, IMAGE_SCORES):
-        check_policy(policy, spark.createDataFrame([], columns))
+    if not output.exists(IMAGE_SCORES):
+        check_policy(policy, output.spark.createDataFrame([], columns))
         return
-    scores, shown = spark.table(output.name(IMAGE_SCORES)), shown_by(spark, output, "safe_images")
+    scores, shown = output.table(IMAGE_SCORES), shown_by(output, "safe_images")
     if shown is not None and shown.policy == policy.text:  # so these rows were tried before
-        scores = spark.createDataFrame([], scores.schema)
+        scores = output.spark.createDataFrame([], scores.schema)
     check_policy(policy, scores)
 
 
-def update_filtered(
-    spark: SparkSession, output: Output, policy: Policy, contents: Contents | None = None
-) -> None:
+def update_filtered(output: Output, policy: Policy, contents: Contents | None = None) -> None:
     """Bring the three filtered tables up to date with `image_scores`.
 
     A table under the same policy gets what was added since; another is replaced in one commit, from
     one version of `image_scores`. Readers never see half a table.
 
     Args:
-        spark: The session.
         output: Where the tables lie.
         policy: Decides which image belongs into which of them.
         contents: Joined to what is written, as the column `content`; other ones replace the tables too.
     """
-    commits = history(spark, output, IMAGE_SCORES)
-    detail = spark.sql(f"DESCRIBE DETAIL {output.name(IMAGE_SCORES)}").collect()[0]
+    commits = history(output, IMAGE_SCORES)
+    detail = output.spark.sql(f"DESCRIBE DETAIL {output.name(IMAGE_SCORES)}").collect()[0]
     uri = None if contents is None else contents.uri
     now = Shown(detail.id, commits[0].version, policy.text, uri)
-    snapshot = spark.read.option("versionAsOf", now.image_scores_version).table(output.name(IMAGE_SCORES))
-    said = dict(zip(FILTERED, at_once(lambda table: _last_said(spark, output, table), FILTERED), strict=True))
+    snapshot = output.spark.read.option("versionAsOf", now.image_scores_version).table(
+        output.name(IMAGE_SCORES)
+    )
+    said = dict(zip(FILTERED, at_once(lambda table: _last_said(output, table), FILTERED), strict=True))
     shown = {table: None if last is None else last.shown for table, last in said.items()}
     replaced = [table for table in FILTERED if not _can_follow(said[table], now, commits)]
     gathered = set()
@@ -129,17 +127,17 @@ def update_filtered(
         before = shown[table]
         if before is None or table in replaced:
             writer = rows(table, snapshot).writeTo(output.name(table)).using("delta")
-            for key, value in _settings(spark, output, policy).items():
+            for key, value in _settings(output, policy).items():
                 writer = writer.tableProperty(key, value)
             writer.options(**_options(now, is_gathered=table in gathered)).createOrReplace()
         elif before != now:
-            added = _added(spark, output, before.image_scores_version + 1, now.image_scores_version)
+            added = _added(output, before.image_scores_version + 1, now.image_scores_version)
             writer = rows(table, added).writeTo(output.name(table))
             writer.options(**_options(now, is_gathered=contents is None), mergeSchema="true").append()
 
     at_once(update, FILTERED)
     if contents is not None and any(before != now for before in shown.values()):
-        _tell_lacking(spark, output, contents)
+        _tell_lacking(output, contents)
 
 
 def _can_follow(last: _Said | None, now: Shown, commits: list[Any]) -> bool:
@@ -159,9 +157,9 @@ def _can_follow(last: _Said | None, now: Shown, commits: list[Any]) -> bool:
     )
 
 
-def shown_by(spark: SparkSession, output: Output, table: str) -> Shown | None:
+def shown_by(output: Output, table: str) -> Shown | None:
     """Return what a filtered table shows; None where it is not there or does not say."""
-    last = _last_said(spark, output, table)
+    last = _last_said(output, table)
     return None if last is None else last.shown
 
 
@@ -172,10 +170,10 @@ class _Said(NamedTuple):
     at: datetime
 
 
-def _last_said(spark: SparkSession, output: Output, table: str) -> _Said | None:
-    if not output.exists(spark, table):
+def _last_said(output: Output, table: str) -> _Said | None:
+    if not output.exists(table):
         return None
-    for commit in history(spark, output, table):
+    for commit in history(output, table):
         if changes_no_row(commit):
             continue
         try:
@@ -185,10 +183,10 @@ def _last_said(spark: SparkSession, output: Output, table: str) -> _Said | None:
     return None
 
 
-def _added(spark: SparkSession, output: Output, first: int, last: int) -> DataFrame:
+def _added(output: Output, first: int, last: int) -> DataFrame:
     """Return the rows that the versions first…last of image_scores added."""
     changes = (
-        spark.read.option("readChangeFeed", "true")
+        output.spark.read.option("readChangeFeed", "true")
         .option("startingVersion", first)
         .option("endingVersion", last)
         .table(output.name(IMAGE_SCORES))
@@ -196,10 +194,10 @@ def _added(spark: SparkSession, output: Output, first: int, last: int) -> DataFr
     return changes.drop("_change_type", "_commit_version", "_commit_timestamp")
 
 
-def _tell_lacking(spark: SparkSession, output: Output, contents: Contents) -> None:
+def _tell_lacking(output: Output, contents: Contents) -> None:
     """Say of how many images no bytes were found; Delta's statistics know it without reading the others."""
     is_lacking = F.col("content").isNull()
-    found = at_once(lambda table: spark.table(output.name(table)).filter(is_lacking).count(), FILTERED)
+    found = at_once(lambda table: output.table(table).filter(is_lacking).count(), FILTERED)
     if any(found):
         tables = ", ".join(f"{number:,} of {table}" for number, table in zip(found, FILTERED, strict=True))
         sys.stderr.write(
@@ -232,8 +230,8 @@ def _options(now: Shown, *, is_gathered: bool) -> dict[str, str]:
     return {"userMetadata": json.dumps(asdict(now)), "optimizeWrite": str(is_gathered).lower()}
 
 
-def _settings(spark: SparkSession, output: Output, policy: Policy) -> dict[str, str]:
+def _settings(output: Output, policy: Policy) -> dict[str, str]:
     """Return the properties of a filtered table: those of image_scores, and the policy."""
     threshold = {} if policy.threshold is None else {"threshold": str(policy.threshold)}
-    said = properties(spark, output) | {"policy": policy.text} | threshold
+    said = properties(output) | {"policy": policy.text} | threshold
     return {PROPERTY.format(key): value for key, value in said.items()} | _COMPACTED

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pyspark.errors import StreamingQueryException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
@@ -44,7 +44,6 @@ from nsfw_spark.spark.worker import ask_executor
 class ScoringJob:
     """The part of one run that scores."""
 
-    spark: SparkSession
     options: JobOptions
     source: Source
     scoring: ImageScoring | VectorScoring
@@ -63,29 +62,29 @@ class ScoringJob:
             ConfigError: The policy cannot be applied, or lets an image without a score pass.
             InputError: Ids are null or repeated.
         """
-        if not self.output.exists(self.spark, IMAGE_SCORES):  # else no other run may change it meanwhile
-            filtered.check_filter(self.spark, self.output, self.policy, self._columns())
+        if not self.output.exists(IMAGE_SCORES):  # else no other run may change it meanwhile
+            filtered.check_filter(self.output, self.policy, self._columns())
         check_ids(self.source)
 
     def score(self) -> tuple[Counts, str]:
         """Bring image_scores up to date, as the options say; return what was added, and the checkpoint."""
         if follows := self.options.rescore == "changed" or self.options.prune:
             check_comparable(self.source, "--prune" if self.options.prune else "--rescore changed")
-        begins_again = self.options.rescore == "all" and self.output.exists(self.spark, IMAGE_SCORES)
+        begins_again = self.options.rescore == "all" and self.output.exists(IMAGE_SCORES)
         counts, checkpoint = self.score_all_again() if begins_again else self.score_new(self.output)
         return self.follow_changes(counts) if follows else counts, checkpoint
 
     def score_new(self, target: Output, *, generation: str | None = None) -> tuple[Counts, str]:
         """Append to a target's image_scores what its checkpoint has not seen; return that too."""
-        spark, source, scoring, columns = self.spark, self.source, self.scoring, self._columns()
-        tables.check_output(spark, target, columns, scoring.name, scoring.fingerprint)
-        filtered.check_filter(spark, target, self.policy, columns)
+        source, scoring, columns = self.source, self.scoring, self._columns()
+        tables.check_output(target, columns, scoring.name, scoring.fingerprint)
+        filtered.check_filter(target, self.policy, columns)
         if generation is None:
-            generation = rescore.generation(spark, target)
-        checkpoint = find_checkpoint(spark, target, source, generation)
-        check_holds(spark, target, checkpoint)
+            generation = rescore.generation(target)
+        checkpoint = find_checkpoint(target, source, generation)
+        check_holds(target, checkpoint)
         known, name, fingerprint = self._self_check(target), scoring.name, scoring.fingerprint
-        tables.ensure_image_scores(spark, target, columns, name, fingerprint, self_check=known)
+        tables.ensure_image_scores(target, columns, name, fingerprint, self_check=known)
         counts = self._stream(target, checkpoint, columns)
         counts += Counts(images=self._account_for_skipped(target, checkpoint, counts))
         if isinstance(source, DeltaImages) and source.has_changed():
@@ -115,26 +114,25 @@ class ScoringJob:
                 raise
             sys.stderr.write(f"nsfw-spark: going on without what cannot be read: {reason(error)}\n")
         counts = write(source.stream_without_unreadable(self.limit))
-        return count_run(self.spark, target, self.run_id, self.policy, counts.timings)
+        return count_run(target, self.run_id, self.policy, counts.timings)
 
     def _score_left_over(
         self, source: DeltaImages, target: Output, columns: StructType, counts: Counts
     ) -> Counts:
         """Append what the stream of a changed Delta table passed over; return the counts with these."""
-        listed = source.left_over(self.spark.table(target.name(IMAGE_SCORES)))
+        listed = source.left_over(target.table(IMAGE_SCORES))
         rows = self._with_model(self._scored(listed, columns, target)).select(columns.names)
         writer = rows.writeTo(target.name(IMAGE_SCORES))
         writer.option("userMetadata", json.dumps(self.origin())).append()
-        return count_run(self.spark, target, self.run_id, self.policy, counts.timings)
+        return count_run(target, self.run_id, self.policy, counts.timings)
 
     def _account_for_skipped(self, target: Output, checkpoint: str, counts: Counts) -> int:
         """Add a row for each file that Spark listed and passed over; return how many."""
-        check_still_there(self.spark, checkpoint)
-        before = last_accounted_batch(self.spark, self.output, self.checkpoint_column(checkpoint))
-        if self.source.file_column is None or before >= last_batch(self.spark, checkpoint):
+        check_still_there(self.output.spark, checkpoint)
+        before = last_accounted_batch(self.output, self.checkpoint_column(checkpoint))
+        if self.source.file_column is None or before >= last_batch(self.output.spark, checkpoint):
             return 0
         return account_for_skipped(
-            self.spark,
             target,
             checkpoint,
             self.source.file_column,
@@ -148,22 +146,22 @@ class ScoringJob:
     def score_all_again(self) -> tuple[Counts, str]:
         """Score all into a table apart, whose rows then replace those of image_scores in one commit."""
         fingerprint = self.scoring.fingerprint
-        if rescore.is_adopted(self.spark, self.output, fingerprint):
+        if rescore.is_adopted(self.output, fingerprint):
             counts, checkpoint = self.score_new(self.output)
         else:
-            generation = rescore.next_generation(self.spark, self.output, fingerprint)
+            generation = rescore.next_generation(self.output, fingerprint)
             apart = rescore.apart(self.output, generation)
             counts, checkpoint = self.score_new(apart, generation=generation)
-            account_for_rescoring(self.spark, apart, self.output, self.run_id)
-            rescore.adopt(self.spark, apart, self.output, generation)
-        rescore.forget(self.spark, self.output)
+            account_for_rescoring(apart, self.output, self.run_id)
+            rescore.adopt(apart, self.output, generation)
+        rescore.forget(self.output)
         return counts, checkpoint
 
     def follow_changes(self, counts: Counts) -> Counts:
         """Score changed files again, delete the rows of files that are gone; return the counts with these."""
         source = check_comparable(self.source, "--prune" if self.options.prune else "--rescore changed")
         if self.options.rescore == "changed":
-            columns = self.spark.table(self.output.name(IMAGE_SCORES)).schema
+            columns = self.output.table(IMAGE_SCORES).schema
             ours = self._columns()
 
             def score(listed: DataFrame) -> DataFrame:
@@ -172,10 +170,10 @@ class ScoringJob:
                 nulls = {field.name: F.lit(None).cast(field.dataType) for field in absent}
                 return known.withColumns(nulls).select(columns.names)
 
-            if rescore_changed(self.spark, self.output, source, score, json.dumps(self.origin())):
-                counts = count_run(self.spark, self.output, self.run_id, self.policy, counts.timings)
+            if rescore_changed(self.output, source, score, json.dumps(self.origin())):
+                counts = count_run(self.output, self.run_id, self.policy, counts.timings)
         if self.options.prune:
-            num_gone = prune(self.spark, self.output, source)
+            num_gone = prune(self.output, source)
             sys.stderr.write(f"nsfw-spark: --prune deleted {num_gone:,} rows of files that are gone\n")
         return counts
 
@@ -190,18 +188,18 @@ class ScoringJob:
         Where there are none yet, an executor says what its model makes of it; all others must agree. Where
         they did not, the table has no rows still, and what it says may be the odd one's: it is asked again.
         """
-        known = tables.self_check(self.spark, target)
+        known = tables.self_check(target)
         if isinstance(self.scoring, VectorScoring):
             return known
-        if known is not None and not self.spark.table(target.name(IMAGE_SCORES)).isEmpty():
+        if known is not None and not target.table(IMAGE_SCORES).isEmpty():
             return known
-        return ask_executor(self.spark, self.scoring.spec, self.scoring.fingerprint)
+        return ask_executor(self.output.spark, self.scoring.spec, self.scoring.fingerprint)
 
     def _scored(self, listed: DataFrame, columns: StructType, target: Output) -> DataFrame:
         """Return those columns of a target's image_scores that the executors fill, and the timings."""
         theirs = [field for field in columns if field.name not in schema.MODEL.names]
         result = StructType([*theirs, schema.TIMINGS])
-        scoring = self.scoring.expecting(tables.self_check(self.spark, target))
+        scoring = self.scoring.expecting(tables.self_check(target))
         return score_listed(listed, self.source.reader, scoring, result)
 
     def _with_model(self, scored: DataFrame) -> DataFrame:
@@ -209,7 +207,7 @@ class ScoringJob:
 
     def checkpoint_column(self, checkpoint: str) -> str:
         """Return what `runs` says of a checkpoint: its name, and which of that name it was."""
-        return f"{checkpoint.rpartition('/')[2]} {checkpoint_id(self.spark, checkpoint)}"
+        return f"{checkpoint.rpartition('/')[2]} {checkpoint_id(self.output.spark, checkpoint)}"
 
     def origin(self) -> dict[str, str]:
         """Return what `runs` says of this run even if it does not live to say so: part of each commit."""

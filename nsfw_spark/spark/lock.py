@@ -297,7 +297,7 @@ _NAME: Final = "run.lock"
 
 
 @contextmanager
-def one_run_at_a_time(spark: SparkSession, output: Output) -> Iterator[bool]:
+def one_run_at_a_time(output: Output) -> Iterator[bool]:
     """Hold the output for this run.
 
     Yields:
@@ -311,8 +311,8 @@ def one_run_at_a_time(spark: SparkSession, output: Output) -> Iterator[bool]:
     if uri is None:
         yield False
         return
-    path = local_path(spark, uri)
-    lock = locked_file(path) if path is not None and has_flock(path) else Lease(spark, uri).held()
+    path = local_path(output.spark, uri)
+    lock = locked_file(path) if path is not None and has_flock(path) else Lease(output.spark, uri).held()
     with lock:
         yield True
 

@@ -54,15 +54,15 @@ def run_job(options: JobOptions, *, with_filter: bool = True) -> Summary:
     scoring = choose_scoring(options)
     spark = get_session()
     scoring = scoring.on_executors_of(spark)
-    output = Output.of(options)
-    with explained(spark, output):
+    output = Output.of(spark, options)
+    with explained(output):
         source = open_source(spark, _source_options(options, scoring))
         contents = _contents(spark, options, source) if with_filter else None
         limit, command = _limit(spark, options, scoring), "run" if with_filter else "score"
-        job = ScoringJob(spark, options, source, scoring, policy, output, limit, new_run_id(), command)
-        check_readable(spark, output)
+        job = ScoringJob(options, source, scoring, policy, output, limit, new_run_id(), command)
+        check_readable(output)
         job.check()
-        with one_run_at_a_time(spark, output):
+        with one_run_at_a_time(output):
             return _run(job, contents)
 
 
@@ -75,27 +75,27 @@ def filter_job(options: JobOptions) -> Summary:
         TableError: There is no image_scores, or it is damaged, or not this project's.
     """
     policy, spark = Policy.of(options), get_session()
-    output = Output.of(options)
-    with explained(spark, output):
-        check_readable(spark, output)
-        return _filter(spark, options, output, policy)
+    output = Output.of(spark, options)
+    with explained(output):
+        check_readable(output)
+        return _filter(options, output, policy)
 
 
-def _filter(spark: SparkSession, options: JobOptions, output: Output, policy: Policy) -> Summary:
+def _filter(options: JobOptions, output: Output, policy: Policy) -> Summary:
     clock = Clock()
-    if not output.exists(spark, IMAGE_SCORES):
+    if not output.exists(IMAGE_SCORES):
         raise TableError(
             f"there is no table {output.name(IMAGE_SCORES)} to filter. First: "
             f"nsfw-spark score INPUT --output {options.output}"
         )
-    tables.properties(spark, output)
-    filtered.check_filter(spark, output, policy, spark.table(output.name(IMAGE_SCORES)).schema)
-    contents = open_contents(spark, options.content_from, options.content_column, options.id_column)
-    with one_run_at_a_time(spark, output) as is_alone:
+    tables.properties(output)
+    filtered.check_filter(output, policy, output.table(IMAGE_SCORES).schema)
+    contents = open_contents(output.spark, options.content_from, options.content_column, options.id_column)
+    with one_run_at_a_time(output) as is_alone:
         if is_alone:  # else what looks interrupted may be under way
-            account_for_interrupted(spark, output)
-        filtered.update_filtered(spark, output, policy, contents)
-        totals = count_tables(spark, output)
+            account_for_interrupted(output)
+        filtered.update_filtered(output, policy, contents)
+        totals = count_tables(output)
         ok = totals["safe_images"] + totals["flagged_images"]
         counts = Counts(totals[IMAGE_SCORES], ok, totals["safe_images"])
         run = {
@@ -105,23 +105,23 @@ def _filter(spark: SparkSession, options: JobOptions, output: Output, policy: Po
             "threshold": policy.threshold,
             "policy": policy.text,
         }
-        return finish_run(spark, output, clock, counts, run)
+        return finish_run(output, clock, counts, run)
 
 
 def _run(job: ScoringJob, contents: Contents | None) -> Summary:
     """Score, then filter, then say so in the table `runs`."""
-    clock, spark, output = Clock(), job.spark, job.output
+    clock, output = Clock(), job.output
     with_filter = job.command == "run"
-    account_for_interrupted(spark, output)
+    account_for_interrupted(output)
     counts, checkpoint = job.score()
     score_seconds = clock.seconds()
     if with_filter:
-        filtered.update_filtered(spark, output, job.policy, contents)
+        filtered.update_filtered(output, job.policy, contents)
     run = {
         **job.model_columns(),
         **job.origin(),
         "checkpoint": job.checkpoint_column(checkpoint),
-        "last_batch": last_batch(spark, checkpoint),
+        "last_batch": last_batch(output.spark, checkpoint),
         "score_seconds": score_seconds,
         **{name: getattr(counts.timings, name) for name in _TIMINGS_OF_RUN},
         "normalized": int(counts.timings.normalized),
@@ -129,7 +129,7 @@ def _run(job: ScoringJob, contents: Contents | None) -> Summary:
         "threshold": job.policy.threshold if with_filter else None,
         "policy": job.policy.text if with_filter else None,
     }
-    return finish_run(spark, output, clock, counts, run)
+    return finish_run(output, clock, counts, run)
 
 
 def _check_options(options: JobOptions) -> None:

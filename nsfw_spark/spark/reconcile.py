@@ -28,7 +28,6 @@ _ROWS_AT_ONCE: Final = 10_000  # that the driver holds, and that one commit adds
 
 
 def account_for_skipped(  # noqa: PLR0913 - all but the first four are keywords
-    spark: SparkSession,
     output: Output,
     checkpoint: str,
     file_column: str,
@@ -42,7 +41,6 @@ def account_for_skipped(  # noqa: PLR0913 - all but the first four are keywords
     """Add a row to image_scores for each listed file that has none.
 
     Args:
-        spark: The session.
         output: Where image_scores lies.
         checkpoint: Of the stream over the files.
         file_column: Column of image_scores with the file that a row is from.
@@ -56,15 +54,15 @@ def account_for_skipped(  # noqa: PLR0913 - all but the first four are keywords
     Returns:
         How many rows were added.
     """
-    scores = spark.table(output.name(IMAGE_SCORES))
-    listed = _listed(spark, checkpoint, after_batch)
+    scores = output.table(IMAGE_SCORES)
+    listed = _listed(output.spark, checkpoint, after_batch)
     is_file_a_row = file_column == IMAGE_ID.name
     if is_file_a_row and listed.count() == num_rows:
         return 0
     skipped = listed.join(scores.select(F.col(file_column).alias("file")), "file", "left_anti")
     num_added = 0
     for chunk in in_chunks(skipped, _ROWS_AT_ONCE):
-        found = {row.file: _status(spark, row.file) for row in chunk}
+        found = {row.file: _status(output.spark, row.file) for row in chunk}
         if not is_file_a_row:  # a table file may well hold no row
             found = {file: status for file, status in found.items() if not (status.length or 0)}
         rows = [
@@ -72,7 +70,7 @@ def account_for_skipped(  # noqa: PLR0913 - all but the first four are keywords
             for file, status in found.items()
         ]
         if rows:
-            writer = _frame(spark, rows, scores.schema).writeTo(output.name(IMAGE_SCORES))
+            writer = _frame(output.spark, rows, scores.schema).writeTo(output.name(IMAGE_SCORES))
             writer.option("userMetadata", user_metadata).append()
         num_added += len(rows)
     return num_added

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from delta import DeltaTable
@@ -29,18 +29,19 @@ RUNS: Final = "runs"
 class Output:
     """Where a job's tables lie: in a directory, or in a catalog schema."""
 
+    spark: SparkSession = field(repr=False, compare=False)
     location: str
     """URI of the directory, or `catalog.schema`."""
     checkpoints: str | None
     """URI of the directory for Spark's checkpoints; a catalog schema has no place of its own for them."""
 
     @classmethod
-    def of(cls, options: JobOptions) -> Output:
+    def of(cls, spark: SparkSession, options: JobOptions) -> Output:
         """Return the output that the options name."""
         location = options.output if options.is_schema else absolute_uri(options.output).rstrip("/")
         if options.checkpoints is not None:
-            return cls(location, absolute_uri(options.checkpoints))
-        return cls(location, None if options.is_schema else f"{location}/_checkpoints")
+            return cls(spark, location, absolute_uri(options.checkpoints))
+        return cls(spark, location, None if options.is_schema else f"{location}/_checkpoints")
 
     @property
     def is_schema(self) -> bool:
@@ -57,11 +58,17 @@ class Output:
         """Return the table's directory, where the output is one."""
         return f"{self.location}/{table}"
 
-    def exists(self, spark: SparkSession, table: str) -> bool:
-        """Whether the table is there."""
+    def exists(self, table: str) -> bool:
+        """Whether the table exists."""
         if self.is_schema:
-            return bool(spark.catalog.tableExists(self.name(table)))
-        return bool(DeltaTable.isDeltaTable(spark, self.path(table)))
+            return bool(self.spark.catalog.tableExists(self.name(table)))
+        return bool(DeltaTable.isDeltaTable(self.spark, self.path(table)))
+
+    def table(self, name: str, version: int | None = None) -> DataFrame:
+        """Return the table's rows, at a version or now."""
+        if version is None:
+            return self.spark.table(self.name(name))
+        return self.spark.read.option("versionAsOf", version).table(self.name(name))
 
 
 _UPKEEP: Final = {
@@ -119,9 +126,7 @@ _CONSTRAINTS: Final = {_SCORE_RANGE: "nsfw_score IS NULL OR ( nsfw_score >= 0 AN
 _NOT_IN_NAMES: Final = " ,;{}()\n\t="  # Delta refuses them, as Parquet once did
 
 
-def check_output(
-    spark: SparkSession, output: Output, columns: StructType, model: str, fingerprint: str
-) -> None:
+def check_output(output: Output, columns: StructType, model: str, fingerprint: str) -> None:
     """Make sure that a job may write to the output, before it writes anything.
 
     Columns that `image_scores` does not have yet are no obstacle: `ensure_image_scores` adds them.
@@ -130,11 +135,11 @@ def check_output(
         TableError: The output is another table, holds other things, or scores of another model; or a column
             has a name that Delta refuses, or is there with another type.
     """
-    _check_location(spark, output)
+    _check_location(output)
     _check_names(columns)
-    if not output.exists(spark, IMAGE_SCORES):
+    if not output.exists(IMAGE_SCORES):
         return
-    found = properties(spark, output)
+    found = properties(output)
     if found["model_fingerprint"] != fingerprint:
         raise TableError(
             f"{output.name(IMAGE_SCORES)} holds scores of {found['model']} with the fingerprint "
@@ -142,17 +147,17 @@ def check_output(
             f"{fingerprint}, which do not compare. Choose another --output, the table's own model (with "
             "--strict if its fingerprint ends so), or --rescore all"
         )
-    _missing_columns(spark, output, columns)
+    _missing_columns(output, columns)
 
 
-def properties(spark: SparkSession, output: Output) -> dict[str, str]:
+def properties(output: Output) -> dict[str, str]:
     """Return what `image_scores` says of itself: `model`, `model_fingerprint`, `self_check`.
 
     Raises:
         TableError: Not a table of this project.
     """
     prefix = PROPERTY.format("")
-    settings = _settings(spark, output.name(IMAGE_SCORES))
+    settings = _settings(output.spark, output.name(IMAGE_SCORES))
     found = {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
     if not {"model", "model_fingerprint"} <= set(found):
         raise TableError(
@@ -162,16 +167,15 @@ def properties(spark: SparkSession, output: Output) -> dict[str, str]:
     return found
 
 
-def self_check(spark: SparkSession, output: Output) -> SelfCheck | None:
+def self_check(output: Output) -> SelfCheck | None:
     """Return what the model of image_scores made of the built-in test image; None where that is not known."""
-    if not output.exists(spark, IMAGE_SCORES):
+    if not output.exists(IMAGE_SCORES):
         return None
-    found = properties(spark, output).get(_SELF_CHECK)
+    found = properties(output).get(_SELF_CHECK)
     return None if found is None else SelfCheck.from_json(found)
 
 
 def ensure_image_scores(
-    spark: SparkSession,
     output: Output,
     columns: StructType,
     model: str,
@@ -185,7 +189,6 @@ def ensure_image_scores(
     earlier version of this package made, are made good. Where nothing is missing, nothing is written.
 
     Args:
-        spark: The session.
         output: Where the table lies; `check_output` found nothing wrong with it.
         columns: That the run will write.
         model: Name of the model card.
@@ -200,59 +203,58 @@ def ensure_image_scores(
     wanted = {**_FOLLOWED, **WELL_SIZED}
     if self_check is not None:
         wanted[PROPERTY.format(_SELF_CHECK)] = self_check.as_json()
-    if not output.exists(spark, IMAGE_SCORES):
+    if not output.exists(IMAGE_SCORES):
         constraints = {_CONSTRAINT.format(name): condition for name, condition in _CONSTRAINTS.items()}
-        empty = spark.createDataFrame([], columns)
+        empty = output.spark.createDataFrame([], columns)
         _create(output, IMAGE_SCORES, empty, {**origin, **wanted, **constraints})
         return
-    if missing := _missing_columns(spark, output, columns):
-        spark.sql(f"ALTER TABLE {name} ADD COLUMNS ({StructType(missing).toDDL()})")
+    if missing := _missing_columns(output, columns):
+        output.spark.sql(f"ALTER TABLE {name} ADD COLUMNS ({StructType(missing).toDDL()})")
         names = ", ".join(field.name for field in missing)
         sys.stderr.write(f"{IMAGE_SCORES} has new columns, null in the rows that were there: {names}\n")
-    settings = _settings(spark, name)
-    _set(spark, name, settings, wanted)
+    settings = _settings(output.spark, name)
+    _set(output.spark, name, settings, wanted)
     for constraint, condition in _CONSTRAINTS.items():
         if _CONSTRAINT.format(constraint) not in settings:
-            _constrain(spark, name, constraint, condition)
+            _constrain(output.spark, name, constraint, condition)
 
 
-def append_run(spark: SparkSession, output: Output, run: Mapping[str, Any]) -> None:
+def append_run(output: Output, run: Mapping[str, Any]) -> None:
     """Add to `runs` the row of a run that is done; see `append_runs`."""
-    append_runs(spark, output, [{"outcome": "done", **run}])
+    append_runs(output, [{"outcome": "done", **run}])
 
 
-def append_runs(spark: SparkSession, output: Output, runs: Sequence[Mapping[str, Any]]) -> None:
+def append_runs(output: Output, runs: Sequence[Mapping[str, Any]]) -> None:
     """Add rows to `runs`, all or none.
 
     Args:
-        spark: The session.
         output: Where the tables lie.
         runs: The values of `schema.RUNS`; absent ones are null, and `image_scores_version` is known here.
     """
-    version = last_version(spark, output, IMAGE_SCORES)
+    version = last_version(output, IMAGE_SCORES)
     rows = [
         [{"image_scores_version": version, **run}.get(name) for name in schema.RUNS.names] for run in runs
     ]
-    frame = spark.createDataFrame(rows, schema.RUNS).coalesce(1)
-    if not output.exists(spark, RUNS):
+    frame = output.spark.createDataFrame(rows, schema.RUNS).coalesce(1)
+    if not output.exists(RUNS):
         _create(output, RUNS, frame, WELL_SIZED)
         return
     # A table that an earlier version of this package made has fewer columns.
     frame.writeTo(output.name(RUNS)).option("mergeSchema", "true").append()
 
 
-def history(spark: SparkSession, output: Output, table: str) -> list[Any]:
+def history(output: Output, table: str) -> list[Any]:
     """Return the commits that the log still holds, newest first."""
-    history = spark.sql(f"DESCRIBE HISTORY {output.name(table)}")
+    history = output.spark.sql(f"DESCRIBE HISTORY {output.name(table)}")
     columns = ("version", "timestamp", "operation", "operationParameters", "userMetadata")
     return list(history.select(*columns).collect())
 
 
-def last_version(spark: SparkSession, output: Output, table: str) -> int | None:
+def last_version(output: Output, table: str) -> int | None:
     """Return the number of the table's last commit; None where there is no table."""
-    if not output.exists(spark, table):
+    if not output.exists(table):
         return None
-    last = spark.sql(f"DESCRIBE HISTORY {output.name(table)} LIMIT 1").select("version").first()
+    last = output.spark.sql(f"DESCRIBE HISTORY {output.name(table)} LIMIT 1").select("version").first()
     return None if last is None else int(last.version)
 
 
@@ -303,13 +305,13 @@ def _constrain(spark: SparkSession, name: str, constraint: str, condition: str) 
         ) from error
 
 
-def _missing_columns(spark: SparkSession, output: Output, columns: StructType) -> list[StructField]:
+def _missing_columns(output: Output, columns: StructType) -> list[StructField]:
     """Return those columns that `image_scores` does not have; upper and lower case are alike, as in SQL.
 
     Raises:
         TableError: A column is there with another type.
     """
-    have = {field.name.lower(): field for field in spark.table(output.name(IMAGE_SCORES)).schema}
+    have = {field.name.lower(): field for field in output.table(IMAGE_SCORES).schema}
     for column in columns:
         found = have.get(column.name.lower())
         if found is not None and _type(found.dataType) != _type(column.dataType):
@@ -335,18 +337,18 @@ def _check_names(columns: StructType) -> None:
         )
 
 
-def _check_location(spark: SparkSession, output: Output) -> None:
+def _check_location(output: Output) -> None:
     if output.is_schema:
-        if not spark.catalog.databaseExists(output.location):
+        if not output.spark.catalog.databaseExists(output.location):
             raise TableError(f"there is no schema {output.location}: create it, or pass a directory")
         return
-    if DeltaTable.isDeltaTable(spark, output.location):
+    if DeltaTable.isDeltaTable(output.spark, output.location):
         raise TableError(
             f"output {output.location} is itself a Delta table; expected a directory to put tables into"
         )
     for table in (IMAGE_SCORES, *FILTERED, RUNS):
         # A log alone is what a run leaves that was killed while it made the table.
-        names = list_names(spark, output.path(table))
+        names = list_names(output.spark, output.path(table))
         if names and "_delta_log" not in names:
             raise TableError(
                 f"{output.path(table)} is there and is not a Delta table; choose another --output"

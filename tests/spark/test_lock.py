@@ -191,15 +191,15 @@ def test_an_output_is_held_wherever_it_lies(
 ) -> None:
     location = {"plain path": str(tmp_path), "file URI": tmp_path.as_uri(), "remote": remote}[where]
     path = tmp_path / "_checkpoints" / "run.lock"
-    with one_run_at_a_time(spark, Output(location, "/somewhere/else")) as is_held:
+    with one_run_at_a_time(Output(spark, location, "/somewhere/else")) as is_held:
         assert is_held
         assert f'"pid": {os.getpid()}' in path.read_text(encoding="utf-8")
     assert path.exists() == (where != "remote")  # a lease is a file, a kernel's lock has one
 
 
 def test_a_schema_is_held_where_its_checkpoints_are(spark: SparkSession, tmp_path: Path) -> None:
-    with one_run_at_a_time(spark, Output("main.safety", str(tmp_path))) as is_held:
+    with one_run_at_a_time(Output(spark, "main.safety", str(tmp_path))) as is_held:
         assert is_held
         assert (tmp_path / "run.lock").exists()
-    with one_run_at_a_time(spark, Output("main.safety", None)) as is_held:
+    with one_run_at_a_time(Output(spark, "main.safety", None)) as is_held:
         assert not is_held

@@ -31,7 +31,7 @@ PROPERTY: Final = "nsfw_spark.self_check"
 
 
 def remembered(spark: SparkSession, output: Path) -> SelfCheck:
-    found = self_check(spark, Output(f"file:{output}", None))
+    found = self_check(Output(spark, f"file:{output}", None))
     assert found is not None
     return found
 

@@ -38,17 +38,17 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
 
 
 @pytest.fixture
-def out(tmp_path: Path) -> Output:
-    return Output(str(tmp_path / "out"), str(tmp_path / "out" / "_checkpoints"))
+def out(spark: SparkSession, tmp_path: Path) -> Output:
+    return Output(spark, str(tmp_path / "out"), str(tmp_path / "out" / "_checkpoints"))
 
 
-def start(spark: SparkSession, out: Output, columns: StructType = COLUMNS) -> None:
+def start(out: Output, columns: StructType = COLUMNS) -> None:
     """Do what a run does before it writes."""
-    check_output(spark, out, columns, "sampled", "0123456789abcdef")
-    ensure_image_scores(spark, out, columns, "sampled", "0123456789abcdef")
+    check_output(out, columns, "sampled", "0123456789abcdef")
+    ensure_image_scores(out, columns, "sampled", "0123456789abcdef")
 
 
-def rows(spark: SparkSession, *scores: float | None, run_id: str = "a") -> DataFrame:
+def rows(out: Output, *scores: float | None, run_id: str = "a") -> DataFrame:
     """Return rows of image_scores with these scores; None: quarantined."""
     values = [
         {
@@ -62,118 +62,116 @@ def rows(spark: SparkSession, *scores: float | None, run_id: str = "a") -> DataF
         }
         for i, score in enumerate(scores)
     ]
-    return spark.createDataFrame([[row.get(name) for name in COLUMNS.names] for row in values], COLUMNS)
+    return out.spark.createDataFrame([[row.get(name) for name in COLUMNS.names] for row in values], COLUMNS)
 
 
-def add(spark: SparkSession, out: Output, *scores: float | None, run_id: str = "a", **options: str) -> None:
-    frame = rows(spark, *scores, run_id=run_id).coalesce(1)
+def add(out: Output, *scores: float | None, run_id: str = "a", **options: str) -> None:
+    frame = rows(out, *scores, run_id=run_id).coalesce(1)
     frame.writeTo(out.name(IMAGE_SCORES)).options(**options).append()
 
 
-def settings(spark: SparkSession, out: Output, table: str = IMAGE_SCORES) -> dict[str, str]:
-    return {row.key: row.value for row in spark.sql(f"SHOW TBLPROPERTIES {out.name(table)}").collect()}
+def settings(out: Output, table: str = IMAGE_SCORES) -> dict[str, str]:
+    return {row.key: row.value for row in out.spark.sql(f"SHOW TBLPROPERTIES {out.name(table)}").collect()}
 
 
-def operations(spark: SparkSession, out: Output, table: str = IMAGE_SCORES) -> list[str]:
+def operations(out: Output, table: str = IMAGE_SCORES) -> list[str]:
     """Return what the table's commits were, oldest first."""
-    found = spark.sql(f"DESCRIBE HISTORY {out.name(table)}").orderBy("version").collect()
+    found = out.spark.sql(f"DESCRIBE HISTORY {out.name(table)}").orderBy("version").collect()
     return [row.operation for row in found]
 
 
-def num_files(spark: SparkSession, out: Output) -> int:
-    return int(spark.sql(f"DESCRIBE DETAIL {out.name(IMAGE_SCORES)}").collect()[0].numFiles)
+def num_files(out: Output) -> int:
+    return int(out.spark.sql(f"DESCRIBE DETAIL {out.name(IMAGE_SCORES)}").collect()[0].numFiles)
 
 
-def test_a_table_says_what_its_columns_are_and_which_model_it_is_of(spark: SparkSession, out: Output) -> None:
-    start(spark, out)
+def test_a_table_says_what_its_columns_are_and_which_model_it_is_of(out: Output) -> None:
+    start(out)
     described = {
-        row.col_name: row.comment for row in spark.sql(f"DESCRIBE {out.name(IMAGE_SCORES)}").collect()
+        row.col_name: row.comment for row in out.spark.sql(f"DESCRIBE {out.name(IMAGE_SCORES)}").collect()
     }
     assert {name: described[name] for name in COLUMNS.names} == {
         column.name: column.metadata["comment"] for column in COLUMNS
     }
     said = {"nsfw_spark.model": "sampled", "nsfw_spark.model_fingerprint": "0123456789abcdef"}
-    assert said.items() <= settings(spark, out).items()
+    assert said.items() <= settings(out).items()
 
 
 @pytest.mark.parametrize("score", [float("nan"), 1.01, -0.01])
-def test_delta_refuses_what_is_no_score(spark: SparkSession, out: Output, score: float) -> None:
-    start(spark, out)
-    add(spark, out, None, 0.0, 1.0)
+def test_delta_refuses_what_is_no_score(out: Output, score: float) -> None:
+    start(out)
+    add(out, None, 0.0, 1.0)
     with pytest.raises(Py4JJavaError, match="CHECK constraint nsfw_score_in_range"):
-        add(spark, out, score)
-    assert spark.table(out.name(IMAGE_SCORES)).count() == 3
+        add(out, score)
+    assert out.table(IMAGE_SCORES).count() == 3
 
 
-def test_a_start_that_finds_all_in_order_writes_nothing(spark: SparkSession, out: Output) -> None:
-    start(spark, out)
-    before = operations(spark, out)
-    start(spark, out)
-    assert operations(spark, out) == before
+def test_a_start_that_finds_all_in_order_writes_nothing(out: Output) -> None:
+    start(out)
+    before = operations(out)
+    start(out)
+    assert operations(out) == before
 
 
-def test_a_start_that_was_killed_while_it_made_the_table_is_made_good(
-    spark: SparkSession, out: Output
-) -> None:
+def test_a_start_that_was_killed_while_it_made_the_table_is_made_good(out: Output) -> None:
     Path(out.path(IMAGE_SCORES), "_delta_log").mkdir(parents=True)
-    start(spark, out)
-    add(spark, out, 0.5)
-    assert spark.table(out.name(IMAGE_SCORES)).columns == COLUMNS.names
+    start(out)
+    add(out, 0.5)
+    assert out.table(IMAGE_SCORES).columns == COLUMNS.names
 
 
-def break_off_before_the_constraint(spark: SparkSession, out: Output) -> None:
-    spark.sql(f"ALTER TABLE {out.name(IMAGE_SCORES)} DROP CONSTRAINT nsfw_score_in_range")
+def break_off_before_the_constraint(out: Output) -> None:
+    out.spark.sql(f"ALTER TABLE {out.name(IMAGE_SCORES)} DROP CONSTRAINT nsfw_score_in_range")
 
 
-def break_off_before_the_properties(spark: SparkSession, out: Output) -> None:
+def break_off_before_the_properties(out: Output) -> None:
     keys = "'delta.autoOptimize.autoCompact', 'delta.autoOptimize.optimizeWrite'"
-    spark.sql(f"ALTER TABLE {out.name(IMAGE_SCORES)} UNSET TBLPROPERTIES ({keys})")
+    out.spark.sql(f"ALTER TABLE {out.name(IMAGE_SCORES)} UNSET TBLPROPERTIES ({keys})")
 
 
 @pytest.mark.parametrize("break_off", [break_off_before_the_constraint, break_off_before_the_properties])
 def test_a_start_that_was_killed_after_it_made_the_table_is_made_good(
-    spark: SparkSession, out: Output, break_off: Callable[[SparkSession, Output], None]
+    out: Output, break_off: Callable[[Output], None]
 ) -> None:
-    start(spark, out)
-    whole = settings(spark, out)
-    break_off(spark, out)
-    start(spark, out)
-    assert settings(spark, out) == whole
+    start(out)
+    whole = settings(out)
+    break_off(out)
+    start(out)
+    assert settings(out) == whole
 
 
-def test_a_property_that_somebody_chose_stays(spark: SparkSession, out: Output) -> None:
-    start(spark, out)
+def test_a_property_that_somebody_chose_stays(out: Output) -> None:
+    start(out)
     chosen = {"delta.autoOptimize.autoCompact": "false"}
-    spark.sql(
+    out.spark.sql(
         f"ALTER TABLE {out.name(IMAGE_SCORES)} SET TBLPROPERTIES ('delta.autoOptimize.autoCompact' = 'false')"
     )
-    start(spark, out)
-    assert chosen.items() <= settings(spark, out).items()
+    start(out)
+    assert chosen.items() <= settings(out).items()
 
 
-def test_many_small_additions_do_not_leave_many_files(spark: SparkSession, out: Output) -> None:
+def test_many_small_additions_do_not_leave_many_files(out: Output) -> None:
     """With 4 files for the 50 that Delta otherwise waits for."""
-    start(spark, out)
+    start(out)
     nights = [f"night {i}" for i in range(6)]
-    spark.conf.set("spark.databricks.delta.autoCompact.minNumFiles", "4")
+    out.spark.conf.set("spark.databricks.delta.autoCompact.minNumFiles", "4")
     try:
         for i, night in enumerate(nights):
-            several = rows(spark, 0.1, 0.2, 0.3, 0.4, run_id=night).repartition(4)
+            several = rows(out, 0.1, 0.2, 0.3, 0.4, run_id=night).repartition(4)
             several.writeTo(out.name(IMAGE_SCORES)).append()
             if i == 0:
-                assert num_files(spark, out) == 1
+                assert num_files(out) == 1
     finally:
-        spark.conf.unset("spark.databricks.delta.autoCompact.minNumFiles")
-    assert num_files(spark, out) < 4
-    assert "OPTIMIZE" in operations(spark, out)
-    assert spark.table(out.name(IMAGE_SCORES)).count() == 4 * len(nights)
+        out.spark.conf.unset("spark.databricks.delta.autoCompact.minNumFiles")
+    assert num_files(out) < 4
+    assert "OPTIMIZE" in operations(out)
+    assert out.table(IMAGE_SCORES).count() == 4 * len(nights)
 
 
-def earlier_table(spark: SparkSession, out: Output, *scores: float) -> StructType:
+def earlier_table(out: Output, *scores: float) -> StructType:
     """Make a table as an earlier version of this package might have; return its columns."""
     earlier = [column for column in COLUMNS if column.name not in {"class_scores", "embedding"}]
     columns = StructType([*earlier, StructField("Caption", StringType()), StructField("mine", LongType())])
-    frame = rows(spark, *scores).selectExpr(
+    frame = rows(out, *scores).selectExpr(
         *(column.name for column in earlier), "'a cat' AS Caption", "1L AS mine"
     )
     writer = frame.writeTo(out.name(IMAGE_SCORES)).using("delta").tableProperty("nsfw_spark.model", "sampled")
@@ -182,80 +180,78 @@ def earlier_table(spark: SparkSession, out: Output, *scores: float) -> StructTyp
 
 
 def test_columns_that_an_earlier_table_lacks_are_added(
-    spark: SparkSession, out: Output, capfd: pytest.CaptureFixture[str]
+    out: Output, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    earlier = earlier_table(spark, out, 0.5)
+    earlier = earlier_table(out, 0.5)
     new = [
         StructField("caption", StringType()),  # there, with another capital
         StructField(
             "info", StructType([StructField("Größe-px", IntegerType())]), metadata={"comment": "it's"}
         ),
     ]
-    start(spark, out, StructType([*COLUMNS, *new]))
+    start(out, StructType([*COLUMNS, *new]))
     assert (
         "new columns, null in the rows that were there: class_scores, embedding, info\n"
         in capfd.readouterr().err
     )
-    table = spark.table(out.name(IMAGE_SCORES))
+    table = out.table(IMAGE_SCORES)
     assert table.columns == [*earlier.names, "class_scores", "embedding", "info"]
     added = {field.name: (field.dataType, field.metadata.get("comment")) for field in table.schema}
     assert added["info"] == (new[1].dataType, "it's")
     assert added["embedding"][1] == schema.SCORE["embedding"].metadata["comment"]
     (row,) = table.collect()
     assert (row.Caption, row.mine, row.embedding, row.info) == ("a cat", 1, None, None)
-    add(spark, out, 0.7, run_id="b")  # a run that knows neither caption nor mine
+    add(out, 0.7, run_id="b")  # a run that knows neither caption nor mine
     assert table.where("run_id = 'b' AND Caption IS NULL AND mine IS NULL").count() == 1
-    assert "delta.constraints.nsfw_score_in_range" in settings(spark, out)
+    assert "delta.constraints.nsfw_score_in_range" in settings(out)
 
 
-def test_a_column_of_another_type_is_refused_before_anything_is_written(
-    spark: SparkSession, out: Output
-) -> None:
-    earlier_table(spark, out, 0.5)
-    before = operations(spark, out)
+def test_a_column_of_another_type_is_refused_before_anything_is_written(out: Output) -> None:
+    earlier_table(out, 0.5)
+    before = operations(out)
     with pytest.raises(TableError, match=r"has the column mine as bigint; this run would write it as string"):
-        start(spark, out, StructType([*COLUMNS, StructField("MINE", StringType())]))
-    assert operations(spark, out) == before
+        start(out, StructType([*COLUMNS, StructField("MINE", StringType())]))
+    assert operations(out) == before
 
 
-def test_a_name_that_delta_refuses_is_named(spark: SparkSession, out: Output) -> None:
+def test_a_name_that_delta_refuses_is_named(out: Output) -> None:
     with pytest.raises(TableError, match=r"a column is named 'alt text'; expected .*Rename it"):
-        start(spark, out, StructType([*COLUMNS, StructField("alt text", StringType())]))
+        start(out, StructType([*COLUMNS, StructField("alt text", StringType())]))
     assert not Path(out.location).exists()
 
 
-def test_rows_that_never_were_scores_are_named(spark: SparkSession, out: Output) -> None:
-    earlier_table(spark, out, 0.5, float("nan"))
+def test_rows_that_never_were_scores_are_named(out: Output) -> None:
+    earlier_table(out, 0.5, float("nan"))
     with pytest.raises(TableError, match="does not hold: nsfw_score IS NULL OR"):
-        start(spark, out)
+        start(out)
 
 
-def runs(spark: SparkSession, out: Output) -> dict[str, Row]:
-    found = spark.table(out.name(RUNS)).collect()
+def runs(out: Output) -> dict[str, Row]:
+    found = out.table(RUNS).collect()
     by_id = {row.run_id: row for row in found}
     assert len(by_id) == len(found)
     return by_id
 
 
-def assert_adds_up(spark: SparkSession, out: Output) -> None:
-    scoring = [row for row in runs(spark, out).values() if row.command in {"run", "score"}]
-    assert sum(row.images for row in scoring) == spark.table(out.name(IMAGE_SCORES)).count()
+def assert_adds_up(out: Output) -> None:
+    scoring = [row for row in runs(out).values() if row.command in {"run", "score"}]
+    assert sum(row.images for row in scoring) == out.table(IMAGE_SCORES).count()
 
 
-def finish(spark: SparkSession, out: Output, run_id: str, images: int, command: str = "run") -> None:
+def finish(out: Output, run_id: str, images: int, command: str = "run") -> None:
     """Do what a run does last."""
-    append_run(spark, out, {"run_id": run_id, "command": command, "images": images})
+    append_run(out, {"run_id": run_id, "command": command, "images": images})
 
 
-def test_a_run_that_was_killed_gets_its_row_from_the_next(spark: SparkSession, out: Output) -> None:
-    start(spark, out)
-    add(spark, out, 0.1, run_id="first")
-    finish(spark, out, "first", 1)
-    add(spark, out, 0.1, None, run_id="killed", userMetadata='{"command": "score", "input": "file:/images"}')
-    add(spark, out, 0.2, None, None, run_id="killed")
-    add(spark, out, 0.3, run_id="killed too", userMetadata="somebody's words")
-    assert account_for_interrupted(spark, out) == 2
-    found = runs(spark, out)
+def test_a_run_that_was_killed_gets_its_row_from_the_next(out: Output) -> None:
+    start(out)
+    add(out, 0.1, run_id="first")
+    finish(out, "first", 1)
+    add(out, 0.1, None, run_id="killed", userMetadata='{"command": "score", "input": "file:/images"}')
+    add(out, 0.2, None, None, run_id="killed")
+    add(out, 0.3, run_id="killed too", userMetadata="somebody's words")
+    assert account_for_interrupted(out) == 2
+    found = runs(out)
     assert found["first"].outcome == "done"
     killed = found["killed"]
     assert (killed.images, killed.ok, killed.quarantined, killed.safe, killed.flagged) == (
@@ -268,41 +264,41 @@ def test_a_run_that_was_killed_gets_its_row_from_the_next(spark: SparkSession, o
     assert (killed.outcome, killed.command, killed.input) == ("interrupted", "score", "file:/images")
     assert (killed.model, killed.model_fingerprint) == ("sampled", "0123456789abcdef")
     assert killed.started_at is not None
-    assert killed.image_scores_version == last_version(spark, out, IMAGE_SCORES)
+    assert killed.image_scores_version == last_version(out, IMAGE_SCORES)
     assert (found["killed too"].images, found["killed too"].command) == (1, "run")
-    assert_adds_up(spark, out)
-    assert account_for_interrupted(spark, out) == 0
+    assert_adds_up(out)
+    assert account_for_interrupted(out) == 0
 
 
-def test_the_first_run_of_all_may_be_killed(spark: SparkSession, out: Output) -> None:
-    assert account_for_interrupted(spark, out) == 0
-    start(spark, out)
-    assert account_for_interrupted(spark, out) == 0
-    add(spark, out, 0.1, 0.2, run_id="killed")
-    assert account_for_interrupted(spark, out) == 1
-    assert_adds_up(spark, out)
+def test_the_first_run_of_all_may_be_killed(out: Output) -> None:
+    assert account_for_interrupted(out) == 0
+    start(out)
+    assert account_for_interrupted(out) == 0
+    add(out, 0.1, 0.2, run_id="killed")
+    assert account_for_interrupted(out) == 1
+    assert_adds_up(out)
 
 
-def test_where_nothing_was_added_no_data_are_read(spark: SparkSession, out: Output) -> None:
-    start(spark, out)
-    add(spark, out, 0.1, run_id="first")
-    finish(spark, out, "first", 1)
+def test_where_nothing_was_added_no_data_are_read(out: Output) -> None:
+    start(out)
+    add(out, 0.1, run_id="first")
+    finish(out, "first", 1)
     for file in Path(out.path(IMAGE_SCORES)).glob("*.parquet"):
         file.unlink()
-    before = operations(spark, out, RUNS)
-    assert account_for_interrupted(spark, out) == 0
-    assert operations(spark, out, RUNS) == before
+    before = operations(out, RUNS)
+    assert account_for_interrupted(out) == 0
+    assert operations(out, RUNS) == before
 
 
-def test_runs_of_an_earlier_version_are_known(spark: SparkSession, out: Output) -> None:
-    start(spark, out)
-    add(spark, out, 0.1, run_id="first")
-    add(spark, out, 0.1, 0.2, run_id="killed")
-    earlier = spark.createDataFrame([["first", "run", 1]], "run_id string, command string, images long")
+def test_runs_of_an_earlier_version_are_known(out: Output) -> None:
+    start(out)
+    add(out, 0.1, run_id="first")
+    add(out, 0.1, 0.2, run_id="killed")
+    earlier = out.spark.createDataFrame([["first", "run", 1]], "run_id string, command string, images long")
     earlier.writeTo(out.name(RUNS)).using("delta").create()
-    assert account_for_interrupted(spark, out) == 1
-    assert runs(spark, out)["killed"].images == 2
-    assert_adds_up(spark, out)
+    assert account_for_interrupted(out) == 1
+    assert runs(out)["killed"].images == 2
+    assert_adds_up(out)
 
 
 @pytest.fixture
@@ -315,16 +311,16 @@ def hasty(spark: SparkSession) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a_killed_run_is_found_though_its_files_are_gone(spark: SparkSession, out: Output) -> None:
-    start(spark, out)
-    add(spark, out, 0.1, run_id="first")
-    finish(spark, out, "first", 1)
-    add(spark, out, 0.1, 0.2, run_id="killed")
-    spark.sql(f"OPTIMIZE {out.name(IMAGE_SCORES)}")
-    spark.sql(f"VACUUM {out.name(IMAGE_SCORES)} RETAIN 0 HOURS")
+def test_a_killed_run_is_found_though_its_files_are_gone(out: Output) -> None:
+    start(out)
+    add(out, 0.1, run_id="first")
+    finish(out, "first", 1)
+    add(out, 0.1, 0.2, run_id="killed")
+    out.spark.sql(f"OPTIMIZE {out.name(IMAGE_SCORES)}")
+    out.spark.sql(f"VACUUM {out.name(IMAGE_SCORES)} RETAIN 0 HOURS")
     assert len(list(Path(out.path(IMAGE_SCORES)).glob("*.parquet"))) == 1
-    assert account_for_interrupted(spark, out) == 1
-    assert_adds_up(spark, out)
+    assert account_for_interrupted(out) == 1
+    assert_adds_up(out)
 
 
 @pytest.fixture

@@ -20,17 +20,18 @@ Example:
 
 from __future__ import annotations
 
-from nsfw_spark.cascade import Cascade
+from nsfw_spark.cascade import Cascade, load_scorer
 from nsfw_spark.errors import (
     ConfigError,
     DeviceError,
     ImageError,
     InputError,
     NsfwSparkError,
+    StorageError,
     TableError,
     WeightsError,
 )
-from nsfw_spark.scorer import ImageScore, Scorer, load_scorer
+from nsfw_spark.scorer import ImageScore, Scorer
 
 __version__ = "0.1.0"
 
@@ -43,6 +44,7 @@ __all__ = [
     "InputError",
     "NsfwSparkError",
     "Scorer",
+    "StorageError",
     "TableError",
     "WeightsError",
     "__version__",

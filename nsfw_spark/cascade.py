@@ -1,10 +1,10 @@
-"""A cascade: a cheap model scores every image, a better one those of which the first is not sure.
+"""A scorer from options; and the cascade: a cheap model scores every image, a better one the uncertain ones.
 
-    contents ─► first scorer ─► score in the band? ── no ──► the first decides
-                                        └─ yes ─► second scorer ─► the second decides
+    contents ─► first scorer ─► score in the band? ── no ──► the first score counts
+                                        └─ yes ─► second scorer ─► the second score counts
 
-In and out are those of a `Scorer`: encoded images in, one `ImageScore` each out, in order. Images that the
-second has to look at are decoded again, for it: its preprocessing is another.
+Input and output of a cascade are those of a `Scorer`. Images for the second model are decoded again, because
+its preprocessing differs. `load_scorer` makes a scorer or a cascade for use without Spark.
 """
 
 from __future__ import annotations
@@ -12,52 +12,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Generic, NamedTuple, Self, TypeVar
+from pathlib import Path
+from typing import Final, Generic, TypeVar, Unpack
 
+from nsfw_spark.cards import choose_card
+from nsfw_spark.decode import decode
 from nsfw_spark.errors import ConfigError
+from nsfw_spark.isolation import IsolatedDecoder
+from nsfw_spark.model import ModelSpec, load_model
+from nsfw_spark.options import Band, ScoreKeywords, ScoreOptions
 from nsfw_spark.scorer import Content, ImageScore, Scorer, Timings
 from nsfw_spark.self_check import joined
+from nsfw_spark.uris import absolute_uri
+from nsfw_spark.weights import obtain_missing, with_lock
 
 _K = TypeVar("_K")
 
 _MOST_WAITING: Final = 1_024
-"""Images that wait for the second model, or behind one that does: it wants full batches."""
+"""Images that wait for a full batch of the second model, or for an image before them."""
 _MOST_BYTES: Final = 64 << 20
-"""Of encoded images that wait for the second model."""
-
-
-class Band(NamedTuple):
-    """Scores of which the first model is not sure, both ends among them."""
-
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, low: float, high: float) -> Self:
-        """Return the band between two scores.
-
-        Raises:
-            ConfigError: They are not in [0, 1], or the lower one is not first.
-        """
-        if not 0 <= low <= high <= 1:
-            raise ConfigError(f"expected two scores from 0 to 1, the lower one first; got {low} and {high}")
-        return cls(low, high)
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Return the band that was written as LOW:HIGH.
-
-        Raises:
-            ConfigError: It was not.
-        """
-        low, _, high = text.partition(":")
-        try:
-            return cls.of(float(low), float(high))
-        except (ValueError, ConfigError):
-            raise ConfigError(f"expected LOW:HIGH, two scores such as 0.1:0.9; got {text!r}") from None
-
-    def __contains__(self, score: object) -> bool:
-        return isinstance(score, float) and self.low <= score <= self.high
+"""Bytes of encoded images that wait for the second model."""
 
 
 @dataclass
@@ -85,11 +59,14 @@ class _Window(Generic[_K]):
 
 
 class Cascade:
-    """Two scorers, to be used as one.
+    """Two scorers that work as one.
 
     Attributes:
+        card: The first model's card.
         fingerprint: Hash of both models' fingerprints and of the band.
-        self_check: What both made of the built-in test image when they were loaded.
+        device: Where the first model computes.
+        batch_size: Images that go to the first model at once.
+        self_check: The answers of both to the built-in test image when they were loaded.
 
     Example:
         >>> from nsfw_spark import Cascade, load_scorer
@@ -99,18 +76,19 @@ class Cascade:
     """
 
     def __init__(self, first: Scorer, second: Scorer, low: float, high: float) -> None:
-        """Make a cascade.
+        """Join two scorers.
 
         Args:
             first: Scores every image.
-            second: Scores those of which the first is not sure.
-            low: Below it the first is sure that an image is safe.
-            high: Above it the first is sure that it is not.
+            second: Scores the images with an uncertain first score.
+            low: The lowest uncertain score; an image with a lower one is surely safe.
+            high: The highest uncertain score; an image with a higher one is surely not safe.
 
         Raises:
-            ConfigError: These are not two scores, the lower one first.
+            ConfigError: The two are not scores, the lower one first.
         """
         self.first, self.second, self.band = first, second, Band.of(low, high)
+        self.card, self.device, self.batch_size = first.card, first.device, first.batch_size
         self.fingerprint = cascade_fingerprint(first.fingerprint, second.fingerprint, self.band)
         one, other = first.self_check, second.self_check
         self.self_check = None if one is None or other is None else joined(one, other)
@@ -136,7 +114,7 @@ class Cascade:
         yield from self._decided(window)
 
     def take_timings(self) -> Timings:
-        """Return where the time of both went since this was last asked."""
+        """Return the seconds that both spent since the last call."""
         timings = self.first.take_timings() + self.second.take_timings() + Timings(second=self._num_second)
         self._num_second = 0
         return timings
@@ -153,12 +131,12 @@ class Cascade:
                 yield key, row
 
     def _by_second(self, first: ImageScore, second: ImageScore) -> ImageScore:
-        """Return the second's row, with what only the first can tell; without a score if it has none."""
+        """Return the second model's row, completed by the first model's if the second gave a score."""
         if second.status != "ok":
             return second
         return replace(
             second,
-            # Of one model in all rows, else they could not be compared.
+            # One model's in all rows, or they could not be compared.
             embedding=first.embedding,
             other_scores=first.other_scores,
             first_score=first.nsfw_score,
@@ -171,3 +149,57 @@ def cascade_fingerprint(first: str, second: str, band: Band) -> str:
     """Return the fingerprint of the scores of a cascade: 16 hexadecimal digits."""
     decisive = f"{first} {second} {band.low!r} {band.high!r}"
     return hashlib.sha256(decisive.encode()).hexdigest()[:16]
+
+
+def load_scorer(
+    model: str | Path = "laion-vit-l-14", *, isolated: bool = False, **options: Unpack[ScoreKeywords]
+) -> Scorer | Cascade:
+    """Load a model for use in this process, without Spark.
+
+    Args:
+        model: Name of a built-in model card, or path of a card file.
+        isolated: Decode in a child process. An image that crashes the image library, or takes all memory,
+            is then `crashed`, and this process lives on. Spark jobs do this by themselves.
+        options: See `ScoreOptions`. Weights that are neither in `model_dir` nor in the Hugging Face cache are
+            downloaded. `host` and `ship_weights` need Spark.
+
+    Returns:
+        A `Scorer`, or a `Cascade` where `second` is given; both have `score`, `stream` and `score_each`.
+
+    Raises:
+        ConfigError: An option is wrong, there is no such card, head or class, or a library is not installed.
+        WeightsError: Weights are absent, or are not the ones that the card pins.
+        DeviceError: No usable GPU.
+    """
+    chosen = ScoreOptions.parse({"model": model, **options})
+    if chosen.host != "auto" or chosen.ship_weights:
+        raise ConfigError("got host or ship_weights; expected them in Spark only, as in score_images")
+    specs = model_specs(chosen)
+    if chosen.model_source is not None:
+        for spec in specs:
+            obtain_missing(spec.card, spec.model_dir, model_source=absolute_uri(chosen.model_source))
+    decoder = IsolatedDecoder(chosen.decode_timeout_seconds) if isolated else decode
+    first, *second = (Scorer(spec.card, load_model(spec), decoder=decoder, **chosen.decode) for spec in specs)
+    return Cascade(first, second[0], *chosen.uncertain) if second else first
+
+
+def model_specs(options: ScoreOptions) -> list[ModelSpec]:
+    """Read the card of the model, and of the second model if there is one; load and download nothing.
+
+    A second model has no head except the one that decides.
+
+    Raises:
+        ConfigError: A card or the lock file is wrong, there is no such head or class, or the first model has
+            a head whose column a cascade needs.
+    """
+    model_dir = options.model_dir and options.model_dir.absolute()  # Python workers have another directory
+    cards = [choose_card(options.model, heads=options.heads, score_class=options.score_class)]
+    if options.second is not None:
+        if taken := {"first", "second"} & set(cards[0].other_heads):
+            raise ConfigError(
+                f"the model {cards[0].name} has a head {taken.pop()}, and a cascade has a column of that "
+                "name itself: choose heads without it"
+            )
+        cards.append(choose_card(options.second, heads=["nsfw"]))
+    cards = [with_lock(card, model_dir, options.weights_lock) for card in cards]
+    return [ModelSpec(card, model_dir, options.device, options.batch_size) for card in cards]

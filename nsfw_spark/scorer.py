@@ -13,18 +13,15 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Final, Generic, Literal, Protocol, TypeVar, Unpack
+from typing import Any, Final, Generic, Protocol, TypeVar, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
-from nsfw_spark.cards import choose_card
-from nsfw_spark.decode import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS, DecodedImage, DecodeOptions, decode
+from nsfw_spark.decode import DecodedImage, DecodeOptions, decode
 from nsfw_spark.errors import ImageError, ImageHeader, InputError, Status
 from nsfw_spark.heads import Predictions
-from nsfw_spark.isolation import DECODE_TIMEOUT_SECONDS, IsolatedDecoder
-from nsfw_spark.model import ModelSpec, Predictor, load_model
+from nsfw_spark.model import Predictor
 from nsfw_spark.model_card import ModelCard, Preprocessing
 
 
@@ -208,17 +205,15 @@ class Scorer:
         card: ModelCard,
         predictor: Predictor,
         *,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
-        max_bytes: int = DEFAULT_MAX_BYTES,
-        strict: bool = False,
         decoder: Decoder = decode,
+        **options: Unpack[DecodeOptions],
     ) -> None:
         self.card, self.device, self.self_check = card, predictor.device, predictor.self_check
-        self.fingerprint = scores_fingerprint(predictor.fingerprint, strict=strict)
+        self.fingerprint = scores_fingerprint(predictor.fingerprint, strict=options.get("strict", False))
         self.batch_size = predictor.batch_size
         self.timings = Timings()
         self._predictor, self._decoder = predictor, decoder
-        self._options = DecodeOptions(max_pixels=max_pixels, max_bytes=max_bytes, strict=strict)
+        self._options = options
 
     def score(self, contents: Sequence[Content]) -> list[ImageScore]:
         """Score images.
@@ -323,7 +318,7 @@ class Scorer:
         except ImageError as error:
             return unscored(error.status, error.message, error.header, length, digest), []
         row = unscored("ok", None, decoded.header, length, digest)
-        if not self._options["strict"]:
+        if not self._options.get("strict"):
             return row, [(row, decoded.pixels)]
         return row, [
             (replace(row, frames_scored=decoded.num_frames, scored_view=view.name), view.pixels)
@@ -356,48 +351,6 @@ def _rank(row: ImageScore) -> float:
 def scores_fingerprint(model_fingerprint: str, *, strict: bool) -> str:
     """Return the fingerprint of scores: those of several views do not compare with those of the centre."""
     return f"{model_fingerprint}-strict" if strict else model_fingerprint
-
-
-def load_scorer(  # noqa: PLR0913 - all but the first are keywords with defaults
-    model: str | Path = "laion-vit-l-14",
-    *,
-    heads: Sequence[str] | None = None,
-    device: str = "auto",
-    model_dir: str | Path | None = None,
-    batch_size: int | Literal["auto"] = "auto",
-    max_pixels: int = DEFAULT_MAX_PIXELS,
-    max_bytes: int = DEFAULT_MAX_BYTES,
-    strict: bool = False,
-    isolated: bool = False,
-    decode_timeout_seconds: float = DECODE_TIMEOUT_SECONDS,
-    score_class: str | None = None,
-) -> Scorer:
-    """Load a model for use in this process.
-
-    Args:
-        model: Name of a built-in model card, or path of a card file.
-        heads: Of the card, `nsfw` among them; None: all that it has.
-        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
-        model_dir: Directory with weights; else the Hugging Face cache, else they are downloaded.
-        batch_size: Images in one forward pass; `auto` is 16 on a CPU, and on a GPU what is found to be fast.
-        max_pixels: Width x height above which an image is `too_large`.
-        max_bytes: Bytes of an encoded image above which it is.
-        strict: Score what else the image may show, not its centre alone; the highest score counts.
-        isolated: Decode in a child process, so that an image that crashes the image library, or takes all
-            memory, is `crashed` and this process lives on. In Spark that is seen to without being asked for.
-        decode_timeout_seconds: Where `isolated`: an image that takes longer is `crashed`.
-        score_class: Class whose score becomes nsfw_score, of a model that has classes; default: the card's.
-
-    Raises:
-        ConfigError: No such card, it has no such head or class, or its library is not installed.
-        WeightsError: Weights absent, or not the ones that the card pins.
-        DeviceError: No usable GPU.
-    """
-    directory = None if model_dir is None else Path(model_dir)
-    card = choose_card(model, heads=heads, score_class=score_class)
-    loaded = load_model(ModelSpec(card, directory, device, batch_size))
-    decoder = IsolatedDecoder(decode_timeout_seconds) if isolated else decode
-    return Scorer(card, loaded, max_pixels=max_pixels, max_bytes=max_bytes, strict=strict, decoder=decoder)
 
 
 def _score_error(nsfw_score: float, others: Mapping[str, float]) -> str | None:

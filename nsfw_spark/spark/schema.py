@@ -136,14 +136,6 @@ def other_scores(heads: Iterable[str]) -> list[StructField]:
     ]
 
 
-def is_score(column: StructField) -> bool:
-    """Whether a column of image_scores is null unless the image is ok."""
-    (as_of_head,) = other_scores([column.name.removesuffix("_score")])
-    is_of_head = (as_of_head.name, as_of_head.metadata) == (column.name, column.metadata)
-    ours = ("nsfw_score", "class_scores", "embedding")
-    return is_of_head or column.name in ours or column in CASCADE.fields
-
-
 def image_scores(source: StructType, scores: StructType = SCORE, *, keep_content: bool) -> StructType:
     """Return the columns of `image_scores` and of the three filtered tables.
 
@@ -161,6 +153,11 @@ def is_ours(name: str) -> bool:
     """Whether a column of image_scores has this name, upper and lower case alike, whatever the source."""
     ours = [IMAGE_ID, *SCORE, *MODEL, MODIFICATION_TIME, SOURCE_FILE, CONTENT, TIMINGS]
     return name.lower() in {field.name for field in ours}
+
+
+def quoted(name: str) -> str:
+    """Return a column's name as SQL takes it literally, dots and back-quotes included."""
+    return f"`{name.replace('`', '``')}`"
 
 
 def arrow_schema(columns: StructType) -> pa.Schema:

@@ -18,6 +18,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
+from nsfw_spark.errors import ConfigError, InputError
 from nsfw_spark.spark.content import Contents
 from nsfw_spark.spark.policy import Policy, check_policy, is_ok
 from nsfw_spark.spark.tables import (
@@ -38,22 +39,31 @@ _GOOD_FILE_BYTES: Final = 64 << 20  # Delta's compaction leaves files of this si
 _COMPACTED: Final = {"delta.autoOptimize.autoCompact": "true"}  # what nightly runs append, now and then
 
 
-def keep_safe(scored: DataFrame, threshold: float = 0.5, policy: str | None = None) -> DataFrame:
-    """Keep the images that are safe under a threshold, or a policy; without a score none is.
+def keep_safe(scored: DataFrame, threshold: float | None = None, policy: str | None = None) -> DataFrame:
+    """Keep the images that are safe; an image without a score never is.
 
     Args:
         scored: From `score_images`, or a table image_scores.
-        threshold: In [0, 1]; strict: a score equal to it is not kept. Not used where there is a policy.
-        policy: SQL on the columns of `scored`, such as `nsfw_score < 0.3 AND class_scores['high'] < 0.1`.
+        threshold: In [0, 1]; an image is safe if its score is below, not equal. Default: 0.5.
+        policy: In place of a threshold, SQL that is true for safe images, such as
+            `nsfw_score < 0.3 AND class_scores['high'] < 0.1`; or a file with it.
 
     Raises:
-        ConfigError: The threshold is not in [0, 1], or the policy is none.
+        ConfigError: Both are given, the threshold is not in [0, 1], or the policy cannot be applied.
+        InputError: The rows have no scores.
     """
+    if lacking := {"status", "nsfw_score"} - set(scored.columns):
+        raise InputError(
+            f"the rows have no column {' and '.join(sorted(lacking))}; expected rows of score_images, or of "
+            f"a table image_scores. Their columns: {', '.join(scored.columns)}"
+        )
     if policy is None:
-        return scored.filter(Policy.below(threshold).is_safe())
-    chosen = Policy.from_sql(policy)
-    check_policy(chosen, scored.sparkSession.createDataFrame([], scored.schema))
-    return scored.filter(chosen.is_safe())
+        return scored.filter(Policy.below(0.5 if threshold is None else threshold).is_safe())
+    if threshold is not None:
+        raise ConfigError(f"got threshold {threshold} and a policy; expected one of the two")
+    parsed = Policy.parse(policy)
+    check_policy(parsed, scored.sparkSession.createDataFrame([], scored.schema))
+    return scored.filter(parsed.is_safe())
 
 
 def _conditions(policy: Policy) -> dict[str, Column]:

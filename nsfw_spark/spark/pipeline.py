@@ -6,12 +6,13 @@ were written, so a job that was killed, or that runs each night, takes up exactl
 
 from __future__ import annotations
 
-from typing import Final
+from pathlib import Path
+from typing import Final, Unpack
 
 from pyspark.sql import SparkSession
 
-from nsfw_spark.errors import ConfigError, TableError
-from nsfw_spark.options import JobOptions
+from nsfw_spark.errors import ConfigError, InputError, TableError
+from nsfw_spark.options import JobKeywords, JobOptions
 from nsfw_spark.spark import filtered, tables
 from nsfw_spark.spark.checkpoints import last_batch
 from nsfw_spark.spark.content import Contents, open_contents
@@ -20,14 +21,15 @@ from nsfw_spark.spark.job import ScoringJob
 from nsfw_spark.spark.lock import one_run_at_a_time
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import Counts
-from nsfw_spark.spark.runs import Clock, Summary, account_for_interrupted, count_tables, finish_run
+from nsfw_spark.spark.runs import Clock, RunSummary, account_for_interrupted, count_tables, finish_run
 from nsfw_spark.spark.schema import SCORE
 from nsfw_spark.spark.scoring import ImageScoring, VectorScoring, choose_scoring
-from nsfw_spark.spark.session import get_session, num_slots
+from nsfw_spark.spark.session import get_session, num_slots, starts_local_session
 from nsfw_spark.spark.sources import Limit, Source, SourceOptions, open_source
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 from nsfw_spark.spark.udf import new_run_id
 from nsfw_spark.spark.worker import num_visible_gpus
+from nsfw_spark.uris import absolute_uri
 
 _MICRO_BATCH_SECONDS: Final = 60  # a micro-batch costs 2 s of its own: make it a minute's work
 _DECODES_PER_SECOND: Final = 500  # of one core, photographs of half a megapixel
@@ -35,7 +37,33 @@ _VECTORS_PER_SECOND: Final = 25_000  # of one core, LAION's L/14 head
 _TIMINGS_OF_RUN: Final = ("decode_seconds", "wait_seconds", "encode_seconds", "batch_fill")
 
 
-def run_job(options: JobOptions, *, with_filter: bool = True) -> Summary:
+def run(
+    input: str,  # noqa: A002 - the option's name
+    output: str,
+    *,
+    model: str | Path = "laion-vit-l-14",
+    **options: Unpack[JobKeywords],
+) -> RunSummary:
+    """Run the whole job in this session: the command `nsfw-spark run`, for notebooks and schedulers.
+
+    Args:
+        input: URI of the images, or a table's name.
+        output: URI of a directory for the tables, or a catalog schema.
+        model: Name of a built-in model card, or path of a card file.
+        options: See `JobOptions`: the options of the command, with `_` for `-`.
+
+    Returns:
+        Counts of this run and of the tables. More images without a score than `max_error_rate` allows are no
+        error here: compare `RunSummary.counts`.
+
+    Raises:
+        NsfwSparkError: See `run_job`.
+    """
+    given = {"input": input, "output": output, "model": model, **options}
+    return run_job(JobOptions.parse(given))
+
+
+def run_job(options: JobOptions, *, with_filter: bool = True) -> RunSummary:
     """Score what is new in the input; then bring the filtered tables up to date.
 
     Args:
@@ -66,7 +94,7 @@ def run_job(options: JobOptions, *, with_filter: bool = True) -> Summary:
             return _run(job, contents)
 
 
-def filter_job(options: JobOptions) -> Summary:
+def filter_job(options: JobOptions) -> RunSummary:
     """Bring the filtered tables up to date under the options' policy; loads no model.
 
     Raises:
@@ -81,7 +109,7 @@ def filter_job(options: JobOptions) -> Summary:
         return _filter(options, output, policy)
 
 
-def _filter(options: JobOptions, output: Output, policy: Policy) -> Summary:
+def _filter(options: JobOptions, output: Output, policy: Policy) -> RunSummary:
     clock = Clock()
     if not output.exists(IMAGE_SCORES):
         raise TableError(
@@ -108,7 +136,7 @@ def _filter(options: JobOptions, output: Output, policy: Policy) -> Summary:
         return finish_run(output, clock, counts, run)
 
 
-def _run(job: ScoringJob, contents: Contents | None) -> Summary:
+def _run(job: ScoringJob, contents: Contents | None) -> RunSummary:
     """Score, then filter, then say so in the table `runs`."""
     clock, output = Clock(), job.output
     with_filter = job.command == "run"
@@ -133,13 +161,20 @@ def _run(job: ScoringJob, contents: Contents | None) -> Summary:
 
 
 def _check_options(options: JobOptions) -> None:
-    """Say what is wrong with the options before Spark starts."""
+    """Refuse wrong options before Spark starts."""
     if options.input is None:
-        raise ConfigError("no INPUT was given; expected the URI of a directory with images")
+        raise ConfigError("got no INPUT; expected the URI of a directory with images")
     if options.is_schema and options.checkpoints is None:
         raise ConfigError(
             f"output {options.output} is a catalog schema; expected --checkpoints URI with it, a directory "
             f"for Spark's checkpoints. (For a directory of that name, write ./{options.output})"
+        )
+    uri = absolute_uri(options.input)
+    is_local = uri.startswith(("/", "file:/")) and not all(map(str.isidentifier, options.input.split(".")))
+    # On a cluster, the same path may name a file of another file system.
+    if is_local and starts_local_session() and not Path("/" + uri.removeprefix("file:").lstrip("/")).exists():
+        raise InputError(
+            f"input {options.input} does not exist; expected a directory with images, or a table's name"
         )
 
 

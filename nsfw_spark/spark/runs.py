@@ -25,7 +25,7 @@ _UNSCORED_SHOWN: Final = 5
 
 
 @dataclass(frozen=True)
-class Summary:
+class RunSummary:
     """What a job did; the last line of the command's output."""
 
     counts: Counts
@@ -61,7 +61,7 @@ class Clock:
         return time.perf_counter() - self._start
 
 
-def finish_run(output: Output, clock: Clock, counts: Counts, run: dict[str, Any]) -> Summary:
+def finish_run(output: Output, clock: Clock, counts: Counts, run: dict[str, Any]) -> RunSummary:
     """Record a run in the table `runs`, and return what it did.
 
     Args:
@@ -71,7 +71,7 @@ def finish_run(output: Output, clock: Clock, counts: Counts, run: dict[str, Any]
         run: The values of `schema.RUNS` that only the job knows.
     """
     unscored = _unscored(output, run["run_id"]) if counts.quarantined else []
-    summary = Summary(counts, count_tables(output), unscored, clock.seconds())
+    summary = RunSummary(counts, count_tables(output), unscored, clock.seconds())
     counted = {name: n for name, n in summary.as_dict().items() if name in schema.RUNS.names}
     times = {"started_at": clock.at, "filter_seconds": summary.seconds - run["score_seconds"]}
     tables.append_run(output, {**run, **counted, **times, "versions": _versions()})

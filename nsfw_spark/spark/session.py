@@ -54,6 +54,13 @@ def get_session() -> SparkSession:
     return session
 
 
+def starts_local_session() -> bool:
+    """Whether `get_session` would start a local Spark, whose file system is that of this machine."""
+    is_submitted = "PYSPARK_GATEWAY_PORT" in os.environ
+    has_other_files = "HADOOP_CONF_DIR" in os.environ
+    return SparkSession.getActiveSession() is None and not is_submitted and not has_other_files
+
+
 def _submitted_session() -> SparkSession:
     from pyspark import SparkConf
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # this file is read by plain `pytest` too, where pyspark may 
     from delta import DeltaTable
     from pyspark.sql import DataFrame, Row, SparkSession
 
-    from nsfw_spark.spark.pipeline import Summary
+    from nsfw_spark.spark.pipeline import RunSummary
 
 _HERE: Final = Path(__file__).parent
 _MUST_RUN: Final = os.environ.get("FAIL_WITHOUT_SPARK") == "1"
@@ -145,7 +145,7 @@ def write_images(folder: Path) -> Path:
     return write_files(folder, {**GOOD, **bad, **hidden})
 
 
-Run = Callable[..., "Summary"]
+Run = Callable[..., "RunSummary"]
 
 
 @pytest.fixture(scope="session")
@@ -164,7 +164,7 @@ def runner(card_file: str, *, with_filter: bool) -> Run:
     from nsfw_spark.options import job_options
     from nsfw_spark.spark.pipeline import run_job
 
-    def run(input_: Path, output: Path | str, **options: Any) -> Summary:  # noqa: ANN401
+    def run(input_: Path, output: Path | str, **options: Any) -> RunSummary:  # noqa: ANN401
         defaults = {"model": card_file, "allow_random_weights": True, "threshold": THRESHOLD}
         given = {**defaults, "input": str(input_), "output": str(output), **options}
         return run_job(job_options(given), with_filter=with_filter)
@@ -178,7 +178,7 @@ def filter_(spark: SparkSession) -> Run:  # noqa: ARG001 - the job finds it
     from nsfw_spark.options import job_options
     from nsfw_spark.spark.pipeline import filter_job
 
-    def filter_(output: Path, threshold: float) -> Summary:
+    def filter_(output: Path, threshold: float) -> RunSummary:
         return filter_job(job_options({"output": str(output), "threshold": threshold}))
 
     return filter_

@@ -11,7 +11,7 @@ from pyspark import TaskContext
 from pyspark.sql import SparkSession
 
 from nsfw_spark.spark import read_images, score_images
-from nsfw_spark.spark.pipeline import Summary
+from nsfw_spark.spark.pipeline import RunSummary
 from tests.poison import POISONOUS, poisoned, poisoned_files
 from tests.spark.conftest import Run, Tables, image_id, write_files
 
@@ -55,7 +55,7 @@ def test_poison_costs_its_own_rows_and_no_task_fails_twice(
     images, output = tmp_path / "images", tmp_path / "out"
     write_files(images, {name: content for name, (content, _) in files.items()})
     before = stage_now(spark)
-    summary: Summary = run(images, output, decode_timeout_seconds=SECONDS)
+    summary: RunSummary = run(images, output, decode_timeout_seconds=SECONDS)
     stages = tasks_of_stages(spark, before)
     failed = {stage: (tasks, failures) for stage, (tasks, failures) in stages.items() if failures}
     rows = Tables(spark, output).rows("image_scores")

@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 import nsfw_spark
 from nsfw_spark.errors import ConfigError, InputError, TableError
 from nsfw_spark.spark import schema
-from nsfw_spark.spark.pipeline import Summary
+from nsfw_spark.spark.pipeline import RunSummary
 from nsfw_spark.spark.sources import ImageFiles
 from tests.conftest import png
 from tests.spark.conftest import BAD, GOOD, THRESHOLD, Run, Tables, image_id, write_files, write_images
@@ -28,7 +28,7 @@ OTHER_INPUT = {"plain.png": png(seed=21), "deep/photo.png": png(seed=22)}
 class Chapter:
     """What there was after one run of several into one output."""
 
-    summary: Summary
+    summary: RunSummary
     rows: dict[str, dict[str, Row]]
     """By table and image_id."""
     runs: list[Row]

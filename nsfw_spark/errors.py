@@ -1,18 +1,18 @@
-"""Every exception that this project raises on purpose.
+"""The exceptions that reach a caller of this package. Private ones stay inside the module that raises them.
 
-What a caller has to tell apart, nothing more::
+There is one class for each way to handle an error::
 
     NsfwSparkError
-    ├── ConfigError(ValueError)    option, config file or model card wrong      driver, exit 2
-    ├── InputError(ValueError)     input missing, empty, or of the wrong shape  driver, exit 2
-    ├── TableError                 table missing, or of another schema or model driver, exit 2
-    ├── WeightsError               absent, or their sha256 differs              driver, exit 2; or the task
-    ├── DeviceError(RuntimeError)  no usable GPU, does not fit                  fails the task
-    ├── StorageError               a disk, a checkpoint or a store has failed   driver, exit 1
-    └── ImageError(ValueError)     one image cannot be scored                   marks the row
+    ├── ConfigError(ValueError)    option, config file or model card is wrong    driver, exit 2
+    ├── InputError(ValueError)     input is missing, empty, or of a wrong shape  driver, exit 2
+    ├── TableError                 table is missing, or of another model         driver, exit 2
+    ├── WeightsError               weights are absent, or their sha256 differs   driver, exit 2; or the task
+    ├── DeviceError(RuntimeError)  no GPU is usable, or the model does not fit   fails the task
+    ├── StorageError               a disk, a checkpoint or a store has failed    driver, exit 1
+    └── ImageError(ValueError)     one image cannot be scored                    marks the row
 
-A message says what was got, what was expected, and what to do. Each error survives pickling, because
-Spark carries it from a Python worker to the driver. None shows the credentials of a URI: see `redact`.
+A message states the wrong value, the expected value, and what to do. Each error survives pickling, because
+Spark sends it from a Python worker to the driver. `redact` removes the credentials of URIs from each message.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Any, Literal
 from nsfw_spark.redact import redact
 
 Status = Literal["ok", "missing", "unsupported", "undecodable", "too_large", "crashed", "not_finite"]
-"""Why a row of `image_scores` has a score or none; `ok` alone means that it has one."""
+"""Whether a row of `image_scores` has a score (`ok`), or why it has none."""
 
 
 class NsfwSparkError(Exception):
     """Base of all errors below."""
 
-    def __init__(self, *args: Any) -> None:  # noqa: ANN401 - as Exception has it
+    def __init__(self, *args: Any) -> None:  # noqa: ANN401 - Exception's own type
         super().__init__(*(redact(each) if isinstance(each, str) else each for each in args))
 
 
@@ -38,7 +38,7 @@ class ConfigError(NsfwSparkError, ValueError):
 
 
 class InputError(NsfwSparkError, ValueError):
-    """The input is missing, empty, or not of the expected shape."""
+    """The input is missing, empty, or of an unexpected shape."""
 
 
 class TableError(NsfwSparkError):
@@ -46,39 +46,38 @@ class TableError(NsfwSparkError):
 
 
 class WeightsError(NsfwSparkError):
-    """Weights are absent, or are not the ones that the model card pins."""
+    """Weights are absent, or differ from the pinned ones."""
 
 
 class DeviceError(NsfwSparkError, RuntimeError):
-    """No usable GPU, or the model does not fit into it."""
+    """No GPU is usable, or the model does not fit into its memory."""
 
 
 class StorageError(NsfwSparkError):
-    """What the work lies on failed in the middle of it: a full disk, a deleted checkpoint, a refused file."""
+    """Storage failed during the run: a full disk, a deleted checkpoint, a refused file."""
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What an image's header says, before any pixel is decoded."""
+    """Size and format of an image, read before any pixel is decoded."""
 
     width: int
-    """Pixels, as stored: before EXIF orientation."""
+    """Pixels as stored, before EXIF orientation; so is `height`."""
     height: int
-    """Pixels, as stored: before EXIF orientation."""
     format: str
-    """Pillow's name of the format: `JPEG`, `PNG`, …"""
+    """Pillow's name of the format, for example `JPEG`."""
 
 
 class ImageError(NsfwSparkError, ValueError):
-    """One image cannot be scored; its row carries `status` and the message instead.
+    """One image cannot be scored. Its row gets `status` and the message.
 
     Attributes:
         status: One of `Status`, never `ok`.
-        header: Size and format, where they could be read.
+        header: Size and format, or None if they are unreadable.
     """
 
     def __init__(self, status: Status, message: str, header: ImageHeader | None = None) -> None:
-        # All arguments go to Exception.args: that is what pickle rebuilds the error from.
+        # All arguments go to Exception.args, because pickle rebuilds the error from them.
         super().__init__(status, message, header)
         self.status: Status = status
         self.message: str = self.args[1]

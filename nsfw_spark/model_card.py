@@ -1,7 +1,7 @@
-"""Model cards: one validated YAML file describes one model, whole.
+"""The schema of a model card: everything that decides a model's scores, and facts for people.
 
-In: the name of a built-in card, or the path of a card file. Out: a `ModelCard`, checked, frozen and small
-enough to travel with a UDF. Its parts: `weights_source`, `preprocessing`, `encoder`, `head`, `facts`.
+In: the fields of a card. Out: a `ModelCard`, checked, frozen, and small enough to travel with a UDF. This
+module reads no files (`cards` does) and knows no weights. docs/own-model.md lists all fields.
 """
 
 from __future__ import annotations
@@ -24,49 +24,49 @@ Revision = Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$")]
 """A commit, a tag or a branch."""
 
 Package = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
-"""An installed package, not one inside another: to find that, Python would run the outer one."""
+"""An installed top-level package. Python would run the outer package to find an inner one."""
 
 Architecture = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-"""A network that a library knows itself: not `hf-hub:…` or `local-dir:…`, which open_clip would load."""
+"""A network that the library defines. The pattern excludes `hf-hub:…`, which open_clip would download."""
 
 
 def is_inside(path: str | Path) -> bool:
-    """Whether a path is relative and leads to no parent."""
-    parts = PurePosixPath(path)
-    return bool(parts.parts) and not parts.is_absolute() and ".." not in parts.parts and "\0" not in str(path)
+    """Whether a path is relative and stays in its folder: no `..`, no `~`."""
+    parts = PurePosixPath(path).parts
+    return bool(parts) and parts[0][0] not in "/~" and ".." not in parts and "\0" not in str(path)
 
 
 def _checked(file: str) -> str:
     if not is_inside(file):
-        raise ValueError(f"got {file!r}; expected a relative path, without `..`")
+        raise ValueError(f"got {file!r}; expected a relative path without `..`")
     return file
 
 
 InnerFile = Annotated[str, AfterValidator(_checked)]
-"""A file's path inside a repository or package."""
+"""Path of a file inside a repository or package."""
 
 
 class WeightsSource(Section):
-    """Where one weights file comes from: exactly one of the first five fields."""
+    """The origin of one weights file: exactly one of the first five fields."""
 
     huggingface: Repository | None = None
-    """Repository on the Hugging Face hub: `owner/name`."""
+    """Repository on the Hugging Face hub, `owner/name`; needs `file`."""
     github: Repository | None = None
-    """Repository on GitHub: `owner/name`; with `revision`."""
+    """Repository on GitHub, `owner/name`; needs `file` and `revision`."""
     package: Package | None = None
-    """Installed Python package that carries the file."""
+    """Installed Python package that contains `file`."""
     path: Path | None = None
-    """A file of your own, relative to the card file, in its folder or below."""
+    """Your own file, relative to the card, in the card's folder or below."""
     random: int | None = None
-    """Seed of random weights. For tests and benchmarks: scores from them mean nothing."""
+    """Seed of random weights, for tests and benchmarks. Their scores mean nothing."""
     file: InnerFile | None = None
     """Path inside the repository or the package."""
     revision: Revision | None = None
     """Commit of the repository."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """The file's checksum; null where it is not known: then it is only recorded."""
+    """Expected checksum of the file. Null means that any file is accepted and its checksum recorded."""
     git_sha1: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None = None
-    """The file's id in git, for whoever knows that and not its sha256."""
+    """Expected id of the file in git, where its sha256 is unknown."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -84,7 +84,7 @@ class WeightsSource(Section):
 
     @property
     def repository(self) -> str | None:
-        """Its `owner/name`, where the file is downloaded from a repository."""
+        """`owner/name` of the repository to download from; None for a file that needs no download."""
         return self.huggingface or self.github
 
 
@@ -92,45 +92,38 @@ _Triple = tuple[float, float, float]
 
 
 class Preprocessing(Section):
-    """How an image becomes the encoder's input, as the model's authors do it."""
+    """How an image becomes the encoder's input. It must match the training of the model."""
 
     size: Annotated[int, Field(ge=1, le=4096)]
-    """S: width and height of what the encoder gets, pixels."""
+    """S: width and height of the encoder's input, pixels."""
     resize_to: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Pixels of the shorter side (`crop`) or both sides (`squash`) before the centre crop; default `size`."""
+    """Pixels of the shorter side (`crop`) or both (`squash`) before the centre crop; default `size`."""
     fit: Literal["crop", "squash", "pad"] = "crop"
-    """`crop`: keep the aspect ratio, lose the margins. `squash`: keep all, lose the aspect ratio.
-
-    `pad`: keep both, with black below or to the right.
-    """
+    """`crop` keeps the aspect ratio and loses the margins. `squash` keeps the whole image and distorts it.
+    `pad` keeps both and adds black at the bottom or on the right."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     resizer: Literal["simd", "pillow", "sampled"] = "simd"
-    """`pillow`: slower, for models whose score moves with the last bit of a pixel.
-
-    `sampled`: between the four nearest pixels, all others are skipped, as OpenCV does it. For `pad`.
-    """
+    """`simd` is fast and within 2 of 255. `pillow` is slower and exact, for models with sensitive scores.
+    `sampled` interpolates between four pixels and skips all others, as OpenCV does. It goes with `pad`."""
     jpeg_draft: Annotated[float, Field(ge=1)] | None = None
-    """Decode a large JPEG at 1/2, 1/4 or 1/8 of its size if at least this many times `resized` is left.
+    """Decode a large JPEG at 1/2, 1/4 or 1/8 size while at least this many times `resized` is left.
 
-    2 makes large photographs cheaper, and moves their embeddings a little, hard textures more: see
-    docs/design.md. Null decodes all.
+    2 makes large photographs cheaper and changes their embeddings a little, most on fine textures: see
+    docs/design.md. Null decodes at full size.
     """
     jpeg_reencode: bool = False
-    """Pass the resized image through JPEG once more, as open_nsfw's authors do."""
+    """Compress and decode the resized image as JPEG once more, as the authors of open_nsfw do."""
     channels: Literal["rgb", "bgr"] = "rgb"
     scale: Literal[1, 255] = 255
-    """Pixels are divided by this before mean and std apply."""
+    """Divisor of the pixels, before mean and std apply."""
     mean: _Triple
+    """Subtracted from the scaled pixels, per channel, in the order of `channels`."""
     std: _Triple
 
     @model_validator(mode="after")
-    def _crop_fits(self) -> Self:
+    def _consistent(self) -> Self:
         if self.resized < self.size:
             raise ValueError(f"resize_to is {self.resize_to}; expected at least size, {self.size}")
-        return self
-
-    @model_validator(mode="after")
-    def _pad_is_sampled(self) -> Self:
         if (self.fit == "pad") != (self.resizer == "sampled"):
             raise ValueError(f"got fit {self.fit} and resizer {self.resizer}; pad and sampled go together")
         if self.resizer == "sampled" and (self.interpolation != "bilinear" or self.resized != self.size):
@@ -147,19 +140,19 @@ class EncoderCard(Section):
     """The network that turns pixels into embeddings or class probabilities."""
 
     library: Literal["open_clip", "timm", "onnx", "sampled_pixels"]
-    """What computes it. `sampled_pixels` costs nothing and knows nothing: for tests and benchmarks."""
+    """Library that runs the network. `sampled_pixels` is a stand-in for tests and benchmarks."""
     architecture: Architecture
-    """The library's own name of the network."""
+    """The library's name of the network."""
     weights: WeightsSource
     tensor_names: Literal["transformers_vit"] | None = None
-    """timm: weights that transformers' ViTForImageClassification wrote; null: the library's own names."""
+    """timm: set it for weights from transformers' ViTForImageClassification. Null means timm's names."""
     activation: Literal["gelu", "quick_gelu"] | None = None
-    """open_clip: with which its weights were trained, OpenAI's with quick_gelu. Needed for a file of your
-    own; of repositories that open_clip knows, it says so itself."""
+    """open_clip: the activation in training; OpenAI used quick_gelu. Your own weights file needs it.
+    open_clip knows it for its published weights."""
     embedding_dim: Annotated[int, Field(ge=1)] | None = None
-    """D: length of the embedding; null where the model gives none."""
+    """D: length of the embedding; null for a model without embeddings."""
     embedding_output: str | None = None
-    """onnx: the tensor of the graph, shape (N, D), that holds the embedding before it is normalised."""
+    """onnx: name of the graph's tensor, shape (N, D), with the embedding before normalisation."""
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     """Arithmetic on a GPU. A CPU computes in float32."""
 
@@ -172,19 +165,19 @@ class HeadCard(Section):
     """The small classifier behind the encoder."""
 
     library: Literal["laion", "mlp", "classes", "boxes"]
-    """`laion`: one of LAION's Keras archives. `mlp`: linear layers in a torch or safetensors file. Both score
-    the embedding. `classes`: the encoder ends in class probabilities itself. `boxes`: it is a detector."""
+    """`laion` and `mlp` score the embedding: LAION's Keras model, or linear layers in a safetensors or
+    torch file. `classes` takes class probabilities from the encoder, `boxes` takes a detector's boxes."""
     weights: WeightsSource | None = None
+    """The weights file of `laion` and `mlp`."""
     head_encoding: Literal["plain", "exact"] = "plain"
-    """laion: `exact` looks some numbers up in a vocabulary, as the TensorFlow model does: docs/heads.md."""
+    """laion: `exact` looks numbers up in a vocabulary, as the TensorFlow model does: docs/heads.md."""
     layers: tuple[Annotated[int, Field(ge=1)] | Literal["relu"], ...] = ()
-    """mlp: widths of the linear layers, in order, `relu` behind those that have one: `[256, relu, 16, 1]`."""
+    """mlp: widths of the linear layers in order, with `relu` where one follows: `[256, relu, 16, 1]`."""
     classes: tuple[str, ...] = ()
     """Names of the encoder's classes, in order."""
     score: Annotated[str, Field(pattern=_SCORE)] = "sigmoid"
-    """`sigmoid`: of the head's output. `clamp`: the output, cut off at 0 and 1. `linear`: the output itself.
-    `probability:NAME`: that class's. `cumulative:NAME`: where classes are levels, the probability of that
-    level or a higher one. `highest:NAME,…`: the score of the best box of these classes; 0 without any."""
+    """`sigmoid`, `clamp` (to 0..1) or `linear` of the head's output; `probability:NAME` of one class;
+    `cumulative:NAME` of that level or higher; `highest:NAME,…` of the best box of these classes, or 0."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -196,9 +189,9 @@ class HeadCard(Section):
                 f"clamp or linear; got layers {list(self.layers)} and score {self.score}"
             )
         if self.layers and self.library != "mlp":
-            raise ValueError(f"layers are for library mlp; got library {self.library}")
+            raise ValueError(f"layers need library mlp; got library {self.library}")
         if self.head_encoding == "exact" and self.library != "laion":
-            raise ValueError(f"head_encoding exact is for library laion; got library {self.library}")
+            raise ValueError(f"head_encoding exact needs library laion; got library {self.library}")
         if self.library in _KINDS_OF_SCORE and not self._names_its_classes():
             kinds = " or ".join(f"{kind}:NAME" for kind in _KINDS_OF_SCORE[self.library])
             raise ValueError(
@@ -206,62 +199,61 @@ class HeadCard(Section):
             )
         return self
 
-    def _has_layers(self) -> bool:
-        """Whether `layers` begins with a width, has none but single `relu`s, and ends with one output."""
-        pairs = pairwise(("relu", *self.layers))
-        return self.layers[-1:] == (1,) and ("relu", "relu") not in pairs
-
-    @property
-    def scores_embeddings(self) -> bool:
-        """Whether the embedding is all that this head needs."""
-        return self.library in {"laion", "mlp"}
-
-    def _names_its_classes(self) -> bool:
-        is_of_kind = self.kind in _KINDS_OF_SCORE[self.library]
-        return is_of_kind and bool(self.scored) and set(self.scored) <= set(self.choices)
-
     @property
     def kind(self) -> str:
-        """What of the classes the score is: the word before the colon."""
+        """The word before the colon of `score`."""
         return self.score.partition(":")[0]
 
     @property
     def scored(self) -> tuple[str, ...]:
-        """The classes that the score is of; none for `sigmoid`."""
+        """The classes that `score` names; empty for `sigmoid`, `clamp` and `linear`."""
         names = self.score.partition(":")[2]
         several = names.split(",") if self.kind == "highest" else [names]
         return tuple(name.strip() for name in several if name)
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The classes that the score can be of: not the lowest level, which says what is safe."""
+        """The classes that `score` may name. The lowest level is not one: it means safe."""
         return self.classes[1:] if self.kind == "cumulative" else self.classes
+
+    @property
+    def scores_embeddings(self) -> bool:
+        """Whether this head needs only the embedding."""
+        return self.library in {"laion", "mlp"}
+
+    def _has_layers(self) -> bool:
+        """Whether `layers` begins with a width, ends with one output, and never repeats `relu`."""
+        pairs = pairwise(("relu", *self.layers))
+        return self.layers[-1:] == (1,) and ("relu", "relu") not in pairs
+
+    def _names_its_classes(self) -> bool:
+        is_of_kind = self.kind in _KINDS_OF_SCORE[self.library]
+        return is_of_kind and bool(self.scored) and set(self.scored) <= set(self.choices)
 
 
 class Size(Section):
-    """How large a model is; null where it is not known."""
+    """The size of a model; null where it is unknown."""
 
     parameters: Annotated[int, Field(gt=0)] | None = None
-    """Numbers that were trained, of encoder and head."""
+    """Trained numbers of encoder and head."""
     download_mb: Annotated[float, Field(gt=0)] | None = None
-    """Weights to download, in millions of bytes; null also where they come with a Python package."""
+    """Size of the download, millions of bytes; null also for weights from a Python package."""
     memory_mb: Annotated[float, Field(gt=0)] | None = None
-    """Most memory that a process with it held, scoring 16 images at once on a CPU, in millions of bytes."""
+    """Peak memory of a process that scores batches of 16 on a CPU, millions of bytes."""
 
 
 class Accuracy(Section):
-    """One figure that a model's authors measured."""
+    """One figure that the model's authors measured."""
 
     measured: str
-    """What, and on which images."""
+    """The measure and its images."""
     value: str
-    """As they write it."""
     source: str
-    """Where they publish it."""
+    """URL of the publication."""
 
 
 class SecondsPerImage(Section):
-    """Rough cost of one image, to size micro-batches by; not a promise."""
+    """Rough cost of one image. The job sizes micro-batches with it."""
 
     cpu: Annotated[float, Field(gt=0)]
     """Seconds of one core."""
@@ -269,31 +261,27 @@ class SecondsPerImage(Section):
     """Seconds of one GPU."""
 
 
-_CHECKED_OF_ENCODER: Final = {"weights", "tensor_names", "activation"}
-"""Change no score by themselves: weights have a checksum, and of the others what does not fit is an error."""
-
-
 class ModelCard(Section):
-    """One model: encoder, head, preprocessing, where they come from and under which licence."""
+    """One model: encoder, heads, preprocessing, the origin of the weights, and their licence."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    """Name of the model, in options and in the column `model`."""
     summary: str
+    """One line for `models list`."""
     source: str
-    """Where the model's authors publish it."""
+    """URL where the authors publish the model."""
     licence: str
-    """Of the weights."""
     warning: str | None = None
-    """What has to be known before this model is chosen: said when it is, and in `models list`."""
+    """Shown by `models list` and at each use of the model."""
     size: Size = Size()
     accuracy: tuple[Accuracy, ...] = ()
-    """What its authors measured, on their own data: no two models' figures can be compared."""
+    """The authors' figures on their own data. Figures of two models are not comparable."""
     bad_at: tuple[str, ...] = ()
-    """What it does not see, or is mistaken about."""
     encoder: EncoderCard
     head: HeadCard
-    """Gives nsfw_score, and class_scores where it has classes."""
+    """The head that gives nsfw_score, and class_scores if it has classes."""
     other_heads: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], HeadCard] = Field(default={})
-    """Further heads on the same embedding: head `aesthetic` gives the column aesthetic_score."""
+    """Further heads on the same embedding. Head `aesthetic` gives the column aesthetic_score."""
     preprocessing: Preprocessing
     seconds_per_image: SecondsPerImage
 
@@ -321,17 +309,17 @@ class ModelCard(Section):
 
     @property
     def heads(self) -> dict[str, HeadCard]:
-        """All heads: `nsfw`, then the others."""
+        """All heads by name: `nsfw` first, then `other_heads`."""
         return {"nsfw": self.head, **self.other_heads}
 
     @property
     def weights_sources(self) -> dict[str, WeightsSource]:
-        """The weights that the model needs, by part: `encoder`, `head`, and such as `aesthetic_head`."""
+        """The weights of the model by part: `encoder`, `head`, and for example `aesthetic_head`."""
         heads = {head_part(name): head.weights for name, head in self.heads.items()}
         return {"encoder": self.encoder.weights, **{part: at for part, at in heads.items() if at is not None}}
 
     def with_weights_sources(self, sources: Mapping[str, WeightsSource]) -> Self:
-        """Return the same model, some of whose `weights_sources` are others."""
+        """Return the same model with some of its `weights_sources` replaced."""
 
         def moved(section: EncoderCard | HeadCard, part: str) -> Any:  # noqa: ANN401 - of the section's type
             return section.model_copy(update={"weights": sources[part]}) if part in sources else section
@@ -341,21 +329,16 @@ class ModelCard(Section):
         return self.model_copy(update={**changed, "other_heads": others})
 
     @property
-    def has_random_weights(self) -> bool:
-        """Whether any part has random weights, so that its scores mean nothing."""
-        return bool(self.random_parts)
-
-    @property
     def random_parts(self) -> set[str]:
-        """Those of the `weights_sources` that are random."""
+        """The parts with random weights. Their scores mean nothing."""
         return {part for part, source in self.weights_sources.items() if source.random is not None}
 
     def decisive_of_heads(self) -> dict[str, Any]:
-        """Return what decides the heads' scores, except weights: a part of fingerprints."""
+        """Return the fields of the heads that decide scores, without the weights, for fingerprints."""
         return {name: head.model_dump(mode="json", exclude={"weights"}) for name, head in self.heads.items()}
 
     def fingerprint(self, checksums: Mapping[str, str]) -> str:
-        """Hash all that decides a score: weights, preprocessing, precision.
+        """Hash everything that decides a score: weights, preprocessing, precision.
 
         Two rows with the same fingerprint have comparable scores. Names and descriptions do not count.
 
@@ -365,8 +348,10 @@ class ModelCard(Section):
         Returns:
             16 hexadecimal digits.
         """
+        # Weights have a checksum. Wrong tensor names or a wrong activation are errors, not other scores.
+        undecisive = {"weights", "tensor_names", "activation"}
         decisive = {
-            "encoder": self.encoder.model_dump(mode="json", exclude=_CHECKED_OF_ENCODER),
+            "encoder": self.encoder.model_dump(mode="json", exclude=undecisive),
             "heads": self.decisive_of_heads(),
             "preprocessing": self.preprocessing.model_dump(mode="json"),
             "weights": dict(checksums),
@@ -375,5 +360,5 @@ class ModelCard(Section):
 
 
 def head_part(name: str) -> str:
-    """Return which of the `weights_sources` are those of a head."""
+    """Return the key of a head in `weights_sources`: `head` for `nsfw`, else `NAME_head`."""
     return "head" if name == "nsfw" else f"{name}_head"

@@ -1,9 +1,9 @@
-"""Redaction: text without the credentials that URIs in it carry.
+"""Removes the credentials of URIs from a text.
 
-In: any text, such as an error message of a library that names the URL it asked for. Out: the same text with
-`***` for passwords (`s3a://KEY:SECRET@bucket`) and for what signs a request (`?sig=…`, `X-Amz-Signature=…`).
-What is no part of a URI stays: nothing here can tell a bare secret from a word. Own code *because* scanners
-for secrets judge lines of source code, and take milliseconds for each; this runs for each error.
+In: any text, for example a library's error message with a URL. Out: the same text with `***` for passwords
+(`s3a://KEY:SECRET@bucket`) and for signatures (`?sig=…`, `X-Amz-Signature=…`). A secret outside a URI stays,
+because nothing distinguishes it from a word. Secret scanners are no substitute: they take milliseconds a line
+of source code, and this runs for each error.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ HIDDEN: Final = "***"
 
 _LOGIN: Final = re.compile(
     r"""\b(?P<scheme>[a-z][a-z0-9+.-]{0,30}://)
-    (?: [^\s/?#@:]* : (?!\d+/) [^\s/@]+ (?:/[^\s/@]+){0,4}  # a secret key of AWS may have slashes in it
+    (?: [^\s/?#@:]* : (?!\d+/) [^\s/@]+ (?:/[^\s/@]+){0,4}  # AWS's secret keys may contain slashes
       | (?<=https://) [^\s/?#@:]+ ) @""",
     re.IGNORECASE | re.VERBOSE,
 )
-"""User and password before a host, or a token. `abfss://container@account` has neither, nor has a port."""
+"""User and password, or a token, before a host. A port or `abfss://container@account` does not match."""
 
 _NAMES: Final = (
     "sig",  # Azure's shared access signatures
@@ -39,11 +39,11 @@ _NAMES: Final = (
     "token",
 )
 _PARAMETER: Final = re.compile(rf"([?&;](?:{'|'.join(_NAMES)})=)[^\s&;'\"<>)\]]+", re.IGNORECASE)
-"""A parameter that signs a request or is a key, in a query."""
+"""A query parameter that is a signature or a key."""
 
 
 def redact(text: str) -> str:
-    """Return the text without credentials; what has none comes back as it is.
+    """Return the text with `***` in place of credentials.
 
     >>> redact("s3a://KEY:SECRET@bucket/a.jpg: 403")
     's3a://***@bucket/a.jpg: 403'
@@ -56,5 +56,5 @@ def redact(text: str) -> str:
 
 
 def has_credentials(uri: str) -> bool:
-    """Whether a URI carries a password, or a parameter that signs a request; a plain path never does."""
+    """Whether a URI contains a password or a signature; a plain path never does."""
     return "://" in uri and redact(uri) != uri

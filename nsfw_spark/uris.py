@@ -1,4 +1,4 @@
-"""Where things lie: paths, URIs, and names in a catalog, as they are typed."""
+"""Checks and normalises the locations that users type: local paths, URIs, and names of catalog schemas."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ from nsfw_spark.redact import has_credentials, redact
 
 
 def is_schema(output: str) -> bool:
-    """Tell `main.safety`, a catalog schema, from a path; write `./main.safety` for a path."""
+    """Whether an output is a catalog schema such as `main.safety`; `./main.safety` is a path."""
     parts = output.split(".")
     return len(parts) == 2 and all(part.isidentifier() for part in parts)  # noqa: PLR2004
 
 
 def credentials_problem(uri: str) -> str | None:
-    """Say that a URI carries credentials: they would be part of each image_id, and of Spark's own logs."""
+    """Return an error message for a URI with credentials, else None.
+
+    The URI would be part of each image_id and of Spark's logs.
+    """
     if not has_credentials(uri):
         return None
     return (
-        f"{redact(uri)} carries credentials; expected a URI without, and them in Spark's configuration "
-        "(fs.s3a.access.key, fs.azure.account.key.…), or none where the machine has an identity"
+        f"{redact(uri)} carries credentials; expected a URI without them. Put them into Spark's "
+        "configuration (fs.s3a.access.key, fs.azure.account.key.…), or use the machine's identity"
     )
 
 
 def absolute_uri(location: str) -> str:
-    """Make a relative local path absolute, `~` included; leave a URI with a scheme as it is.
+    """Return a local path as an absolute one, with `~` expanded; return a URI with a scheme unchanged.
 
     Raises:
-        ConfigError: The URI carries credentials.
+        ConfigError: The URI contains credentials.
     """
     if problem := credentials_problem(location):
         raise ConfigError(problem)
@@ -38,9 +41,9 @@ def absolute_uri(location: str) -> str:
 
 
 def is_listed_in(location: str, directory: str) -> bool:
-    """Whether a path or URI is a directory, or below it where Spark looks: not in `_…` or `.…`.
+    """Whether a path or URI is a directory or lies below it, outside folders named `_…` or `.…`.
 
-    Links are not followed.
+    Spark skips such folders. Links are not followed.
     """
     inner, outer = (_plain(absolute_uri(each)) for each in (location, directory))
     if not f"{inner}/".startswith(f"{outer}/"):
@@ -49,7 +52,7 @@ def is_listed_in(location: str, directory: str) -> bool:
 
 
 def _plain(uri: str) -> str:
-    """Return a URI without what two ways to write the same one differ by."""
+    """Return one spelling for all spellings of a URI: `file:///a/`, `file:/a` and `/a` give the same."""
     scheme, colon, path = uri.partition(":/")
     path = os.path.normpath("/" + (path if colon else uri).lstrip("/"))
     return f"{scheme if colon and scheme != 'file' else ''}:{path.rstrip('/')}"

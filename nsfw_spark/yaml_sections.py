@@ -1,13 +1,11 @@
-"""Reads YAML into validated sections; what is wrong is said by field, on one line.
+"""Reads YAML text into a validated pydantic model, or raises one `ConfigError` that names each wrong field.
 
-In: text, and the pydantic model of what it should hold. Out: that model, or a `ConfigError` for people. What
-the fields mean it does not know: model cards and config files are both read here.
+Model cards, lock files and config files all use it. It does not know the meaning of their fields.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
 import reprlib
 from typing import Any, TypeVar, get_args
 
@@ -20,16 +18,21 @@ _S = TypeVar("_S", bound=BaseModel)
 
 
 class Section(BaseModel):
-    """A part of a card: unknown keys are errors, values cannot change."""
+    """Base of cards and lock files: unknown keys are errors, and values cannot change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def parse_section(section: type[_S], text: str, *, origin: str) -> _S:
-    """Read YAML into a validated section; a mistake becomes one line that names the field.
+    """Read YAML into a validated section.
+
+    Args:
+        section: The pydantic model of the text.
+        text: The YAML.
+        origin: Name of the file, for messages.
 
     Raises:
-        ConfigError: Not YAML, not a mapping, or a field is unknown, missing or wrong.
+        ConfigError: The text is not a YAML mapping, or a field is unknown, missing or wrong.
     """
     try:
         content = read_yaml(text)
@@ -40,17 +43,17 @@ def parse_section(section: type[_S], text: str, *, origin: str) -> _S:
     try:
         return section.model_validate(content)
     except ValidationError as error:
-        said = "; ".join(
+        problems = [
             f"{field}: {problem}" if field else problem for field, problem in describe(error, section)
-        )
-        raise ConfigError(f"{origin}: {said}") from error
+        ]
+        raise ConfigError(f"{origin}: {'; '.join(problems)}") from error
 
 
 def describe(error: ValidationError, section: type[BaseModel]) -> list[tuple[str, str]]:
-    """Say what is wrong: (field, problem) for each, with the nearest name of an unknown field."""
+    """Return (field, problem) pairs for people; an unknown field comes with the nearest known name."""
     problems = []
     for problem in error.errors(include_url=False):
-        message = _one_line(problem["msg"]).removeprefix("Value error, ")
+        message = " ".join(problem["msg"].split()).removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             *parents, key = problem["loc"]
             near = difflib.get_close_matches(str(key), _keys_at(section, parents), n=1)
@@ -64,9 +67,9 @@ def describe(error: ValidationError, section: type[BaseModel]) -> list[tuple[str
 
 
 def _keys_at(section: type[BaseModel], parents: list[int | str]) -> list[str]:
-    """Return the keys that a section may have, or one inside it."""
+    """Return the valid keys at a place inside a section."""
     for parent in parents:
-        if str(parent) not in section.model_fields:  # a name that the card's author chose, as of a head
+        if str(parent) not in section.model_fields:  # an index, or the name of a head
             continue
         annotation = section.model_fields[str(parent)].annotation
         inner = [type_ for type_ in (annotation, *get_args(annotation)) if isinstance(type_, type)]
@@ -74,30 +77,27 @@ def _keys_at(section: type[BaseModel], parents: list[int | str]) -> list[str]:
     return list(section.model_fields)
 
 
-def _one_line(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip()
-
-
 class YamlError(ValueError):
-    """The text is not YAML, or says what is not taken here."""
+    """The text is not YAML, or it uses a feature that is not allowed here."""
 
 
-def read_yaml(text: str) -> Any:  # noqa: ANN401 - whatever was written
-    """Return what a text says.
+def read_yaml(text: str) -> Any:  # noqa: ANN401 - any YAML value
+    """Return the value of a YAML text.
 
     Raises:
-        YamlError: It is not YAML, uses aliases, or is nested too deeply.
+        YamlError: The text is not YAML, uses aliases, or is nested too deeply.
     """
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
     except RecursionError:
         raise YamlError("it is nested too deeply") from None
     except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
-        # PyYAML's constructors raise anything on numbers and dates that are none.
+        # PyYAML's constructors raise any of these on malformed numbers and dates.
         raise YamlError(" ".join(str(error).split())) from error
 
 
 class _Loader(yaml.SafeLoader):
+    # An alias of an alias of … grows exponentially when it is read.
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401 - PyYAML's
         if self.check_event(yaml.AliasEvent):
             event: Any = self.peek_event()  # type: ignore[no-untyped-call]

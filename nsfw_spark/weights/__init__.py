@@ -1,12 +1,8 @@
-"""Finds, fetches and verifies weights.
+"""Weights files: find them, download them, and pin them. Weights are data: nothing here unpickles.
 
-In: a `ModelCard`, and where to look. Out: files whose sha256 is known, or tensors read from them. Weights are
-data: nothing here unpickles.
-
-A file of a repository, on the Hugging Face hub or GitHub, is looked for in `MODEL_DIR/OWNER/NAME/FILE`, then
-in the caches (`places`), and then, where that is wanted, downloaded (`download`) from the `hub`, from
-`github`, or from a `mirror` of them: `obtain` puts that in a row, `locate` does it for a whole model. What a
-`lockfile` pins goes into the card first, so that whoever has the card looks for the same files everywhere.
+`find` looks for each file of a model in the model directory and in the caches, and checks its sha256.
+`download` gets a missing file from the hub, GitHub or a mirror. `lockfile` pins files in the card first, so
+that each machine with the card looks for the same ones.
 """
 
 from __future__ import annotations

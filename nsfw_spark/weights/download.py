@@ -1,7 +1,8 @@
-"""A file elsewhere: what is known of it before it is downloaded, and how its bytes are had.
+"""Downloads one weights file from the Hugging Face hub, GitHub or a mirror.
 
-In: a URL. Out: a `RemoteFile`, read through the Hugging Face hub's client, whose settings thus hold for all
-that is downloaded: proxies, certificates, timeouts, `HF_HUB_DISABLE_PROGRESS_BARS`.
+In: a `WeightsSource`, and a path. Out: the whole file at that path, after a check by the caller. A download
+resumes after an interruption, and of several processes one downloads while the others wait. The hub's client
+sends all web requests, so that its settings apply: proxies, certificates, timeouts.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,94 +27,131 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 _SHA256_DIGITS: Final = 64
+_READ_AT_ONCE: Final = 8 << 20  # bytes; each read may be a request
+_ARROWS_NAMES: Final = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that can be downloaded."""
+    """A file to download."""
 
     name: str
-    """Where it is, for people."""
+    """Its location, for messages."""
     identity: str
-    """Another one whenever the content is another, such as an ETag."""
+    """A text that changes with the content, for example the ETag."""
     append_to: Callable[[BinaryIO, int], None]
-    """Appends its bytes from an offset on to an open file; raises OSError, or the hub client's HTTPError."""
+    """Appends the bytes from an offset on to an open file; raises OSError or the hub client's HTTPError."""
     length: int | None = None
-    """Bytes; None where it is not told."""
+    """Bytes; None if the server does not say."""
     sha256: str | None = None
-    """Hexadecimal, where the place that holds the file tells it."""
+    """Hexadecimal; None if the server does not say."""
     revision: str | None = None
-    """The commit that holds it."""
+    """The commit that holds the file; None if the server does not say."""
 
 
-def open_url(name: str, url: str, *, is_on_hub: bool = False) -> RemoteFile:
-    """Ask a web server about a file.
+def download(remote: RemoteFile, target: Path, verify: Callable[[Path], object]) -> None:
+    """Download a file, unless another process does so at the same time.
 
     Args:
-        name: Of the file, for people.
-        url: Of the file.
-        is_on_hub: Whether it is on the hub, which alone gets the hub's token (`HF_TOKEN`).
+        remote: The file.
+        target: Path to store it at; its directory is created.
+        verify: Raises a WeightsError for a wrong file.
 
     Raises:
-        OSError, HTTPError: No network, no such file, or not allowed to read it.
+        WeightsError: The download is a wrong file. It is deleted.
+        OSError, HTTPError: The download broke off, or cannot be stored. The next download resumes it.
     """
-    from huggingface_hub import get_hf_file_metadata
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(_partial(remote, target)) as file:
+        if target.exists():  # the process that held the lock before has stored it
+            Path(file.name).unlink(missing_ok=True)
+            return
+        _complete(remote, file)
+        try:
+            verify(Path(file.name))
+        except WeightsError:
+            Path(file.name).unlink()
+            raise
+        Path(file.name).replace(target)  # atomic: no reader sees half a file
+    _remove_other_partials(target)
 
-    token = None if is_on_hub else False
-    # Fails at once where there is no network; the download itself tries again, for a while.
-    found = get_hf_file_metadata(url, token=token)
-    # Not compressed, for offsets are the file's own.
-    headers = {**build_hf_headers(token=token), "Accept-Encoding": "identity"}
+
+def open_remote(source: WeightsSource, model_source: str | None = None) -> RemoteFile:
+    """Ask a server about a file.
+
+    Args:
+        source: A file of a repository.
+        model_source: URI of a mirror; None means the hub or GitHub.
+
+    Raises:
+        ConfigError: No installed package reads the mirror's URI.
+        OSError, HTTPError: No network, no such file, or no permission.
+    """
+    if model_source is not None:
+        return _open_mirrored(model_source, source)
+    return _open_on_github(source) if source.github else open_on_hub(source)
+
+
+def open_local(path: Path) -> RemoteFile:
+    """Return a local file as one to download, which copies it.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
 
     def append_to(file: BinaryIO, offset: int) -> None:
-        http_get(url, file, resume_size=offset, headers=headers, expected_size=found.size)
+        with path.open("rb") as local:
+            local.seek(offset)
+            shutil.copyfileobj(local, file)
 
-    # Of large files, the hub's ETag is the sha256.
-    sha256 = found.etag if is_on_hub and found.etag and len(found.etag) == _SHA256_DIGITS else None
-    identity = found.etag or f"{found.size} bytes"
-    return RemoteFile(name, identity, append_to, found.size, sha256, found.commit_hash)
+    about = path.stat()
+    return RemoteFile(str(path), f"{path} {about.st_mtime_ns}", append_to, about.st_size)
 
 
-def open_hub_file(source: WeightsSource) -> RemoteFile:
-    """Ask the hub about a file.
+def open_on_hub(source: WeightsSource) -> RemoteFile:
+    """Ask the Hugging Face hub about a file.
 
     Raises:
-        OSError, HTTPError: No network, no such file, or not allowed to read it.
+        OSError, HTTPError: No network, no such file, or no permission.
     """
     from huggingface_hub import hf_hub_url
 
     repository, file = str(source.huggingface), str(source.file)
     name = f"{repository}/{file} on the hub"
-    found = open_url(name, hf_hub_url(repository, file, revision=source.revision), is_on_hub=True)
+    found = _open_url(name, hf_hub_url(repository, file, revision=source.revision), is_on_hub=True)
     if found.revision in {None, source.revision}:
         return found
-    # A branch may move on while it is downloaded: its commit does not.
-    return open_url(name, hf_hub_url(repository, file, revision=found.revision), is_on_hub=True)
+    # A branch may move during the download. Its commit does not.
+    return _open_url(name, hf_hub_url(repository, file, revision=found.revision), is_on_hub=True)
 
 
-def open_github_file(source: WeightsSource) -> RemoteFile:
-    """Ask GitHub about a file.
-
-    Raises:
-        OSError, HTTPError: No network, or no such file.
-    """
-    where = f"{source.github}/{source.revision}/{quote(str(source.file))}"
-    return open_url(f"{source.github}/{source.file} on GitHub", f"https://raw.githubusercontent.com/{where}")
+def _open_on_github(source: WeightsSource) -> RemoteFile:
+    path = f"{source.github}/{source.revision}/{quote(str(source.file))}"
+    return _open_url(f"{source.github}/{source.file} on GitHub", f"https://raw.githubusercontent.com/{path}")
 
 
-_READ_AT_ONCE: Final = 8 << 20  # bytes; each read may be a request
-_ARROWS_NAMES: Final = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+def _open_url(name: str, url: str, *, is_on_hub: bool = False) -> RemoteFile:
+    from huggingface_hub import get_hf_file_metadata
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    token = None if is_on_hub else False  # only the hub gets the hub's token (HF_TOKEN)
+    # Without a network this fails at once. The download itself retries for a while.
+    found = get_hf_file_metadata(url, token=token)
+    # Uncompressed, because offsets count the file's own bytes.
+    headers = {**build_hf_headers(token=token), "Accept-Encoding": "identity"}
+
+    def append_to(file: BinaryIO, offset: int) -> None:
+        http_get(url, file, resume_size=offset, headers=headers, expected_size=found.size)
+
+    # The hub's ETag of a large file is its sha256.
+    sha256 = found.etag if is_on_hub and found.etag and len(found.etag) == _SHA256_DIGITS else None
+    identity = found.etag or f"{found.size} bytes"
+    return RemoteFile(name, identity, append_to, found.size, sha256, found.commit_hash)
 
 
-def open_mirrored_file(model_source: str, source: WeightsSource) -> RemoteFile:
-    """Ask a mirror about a file.
-
-    Raises:
-        ConfigError: No package is installed that reads such a URI.
-        OSError: The mirror cannot be reached, or does not have the file.
-    """
+def _open_mirrored(model_source: str, source: WeightsSource) -> RemoteFile:
     files, root = _file_system(model_source)
     path = f"{root.rstrip('/')}/{source.repository}/{source.file}"
     with _as_os_errors():
@@ -130,7 +169,7 @@ def open_mirrored_file(model_source: str, source: WeightsSource) -> RemoteFile:
 
 
 def _file_system(uri: str) -> tuple[AbstractFileSystem, str]:
-    """Return what reads a URI, and what it calls the mirror's directory."""
+    """Return the file system of a URI, and the path of the mirror's directory in it."""
     from fsspec.core import url_to_fs
 
     try:
@@ -144,7 +183,7 @@ def _file_system(uri: str) -> tuple[AbstractFileSystem, str]:
 
 
 def _with_arrow(uri: str, error: ImportError) -> tuple[AbstractFileSystem, str]:
-    """Read a bucket with pyarrow, which is there where Spark is, if fsspec's own package is not."""
+    """Read a bucket with pyarrow, which comes with Spark, if fsspec's own package is not installed."""
     scheme, _, path = uri.partition("://")
     try:
         from fsspec.implementations.arrow import ArrowFSWrapper
@@ -161,7 +200,7 @@ def _with_arrow(uri: str, error: ImportError) -> tuple[AbstractFileSystem, str]:
 
 @contextmanager
 def _as_os_errors(*others: type[Exception]) -> Iterator[None]:
-    """Let all that goes wrong in a cloud be an OSError: each file system raises errors of its own library."""
+    """Turn errors into OSErrors: each cloud's file system raises those of its own library."""
     try:
         yield
     except Exception as error:
@@ -171,67 +210,33 @@ def _as_os_errors(*others: type[Exception]) -> Iterator[None]:
 
 
 def _bar(source: WeightsSource, length: int | None, offset: int) -> Any:  # noqa: ANN401 - tqdm has no types
-    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined] # the hub's downloads show the same
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined] # same look as the hub's downloads
 
     options = {"unit": "B", "unit_scale": True, "desc": str(source.file)}
-    options["disable"] = None  # but only where there is no terminal
+    options["disable"] = None  # shown on a terminal only
     return tqdm(total=length, initial=offset, **options)  # type: ignore[no-untyped-call]
 
 
-_log = logging.getLogger(__name__)
-
-
-def download(remote: RemoteFile, target: Path, verify: Callable[[Path], object]) -> None:
-    """Download a file, unless another process does so meanwhile.
-
-    Args:
-        remote: What to download.
-        target: Where to; its directory is made.
-        verify: Raises a WeightsError where a file is not the right one.
-
-    Raises:
-        WeightsError: What came is not the right file.
-        OSError, HTTPError: It was cut off, or cannot be written. What came stays, for the next time.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(_partial(remote, target)) as file:
-        if target.exists():  # by whoever held the lock before
-            Path(file.name).unlink(missing_ok=True)
-            return
-        _complete(remote, file)
-        try:
-            verify(Path(file.name))
-        except WeightsError:
-            Path(file.name).unlink()
-            raise
-        Path(file.name).replace(target)  # atomic: nobody sees half a file
-    _remove_others(target)
-
-
 def _partial(remote: RemoteFile, target: Path) -> Path:
-    """Return where a download is kept: another place for another content, whose halves do not fit."""
+    """Return the path of the partial file. It contains a hash of the identity, so that contents never mix."""
     content = hashlib.sha256(remote.identity.encode()).hexdigest()[:8]
     return target.with_name(f"{target.name}.{content}.partial")
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to append to it, when no other process has it open so; wait where one has."""
+def _locked(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to append to it; wait while another process has it open this way."""
     while True:
         with path.open("ab") as file:
-            _lock(file)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _log.warning("another process is downloading %s: waiting for it", path.name)
+                fcntl.flock(file, fcntl.LOCK_EX)
             if _has_still_its_name(file, path):
                 yield file
                 return
-        # Its holder gave it another name, or deleted it.
-
-
-def _lock(file: BinaryIO) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        _log.warning("another process is downloading %s: waiting for it", Path(file.name).name)
-        fcntl.flock(file, fcntl.LOCK_EX)
+        # The other process has renamed or deleted the file that we opened. Open the new one.
 
 
 def _has_still_its_name(file: BinaryIO, path: Path) -> bool:
@@ -242,24 +247,24 @@ def _has_still_its_name(file: BinaryIO, path: Path) -> bool:
 
 
 def _complete(remote: RemoteFile, file: BinaryIO) -> None:
-    """Append what is missing; begin anew where more is there than can be."""
+    """Append the missing bytes; begin again if the file is longer than the remote one."""
     offset = file.seek(0, os.SEEK_END)
     if remote.length is not None and offset > remote.length:
         file.truncate(0)
         offset = 0
     if offset:
-        _log.warning("%s: going on at %s bytes", remote.name, f"{offset:,}")
+        _log.warning("%s: resuming at %s bytes", remote.name, f"{offset:,}")
     if offset != remote.length:
         remote.append_to(file, offset)
     file.flush()
     os.fsync(file.fileno())
     length = os.fstat(file.fileno()).st_size
     if remote.length not in {None, length}:
-        raise OSError(f"{remote.name} was cut off: {length:,} bytes came, expected {remote.length:,}")
+        raise OSError(f"{remote.name} was cut off: got {length:,} bytes, expected {remote.length:,}")
 
 
-def _remove_others(target: Path) -> None:
-    """Remove what is left of downloads of other contents, unless one is under way."""
+def _remove_other_partials(target: Path) -> None:
+    """Remove partial files of other contents, except one that another process is downloading."""
     for other in target.parent.glob(f"{escape(target.name)}.????????.partial"):
         with suppress(BlockingIOError, FileNotFoundError), other.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

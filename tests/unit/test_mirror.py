@@ -120,7 +120,7 @@ def test_a_copy_that_was_cut_off_goes_on(
     whole.rename(partial)
     os.truncate(partial, 1000)
     assert fetch_weights(CARD, tmp_path / "weights", model_source=str(mirror))["encoder"].sha256 == SHA256
-    assert "going on at 1,000 bytes" in caplog.text
+    assert "resuming at 1,000 bytes" in caplog.text
 
 
 def test_another_file_than_the_pinned_one_is_not_kept(mirror: Path, tmp_path: Path) -> None:

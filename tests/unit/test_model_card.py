@@ -36,7 +36,7 @@ def message(folder: Path, content: object) -> str:
 def test_a_built_in_card_loads_under_its_name(name: str) -> None:
     built_in = load_card(name)
     assert built_in.name == name
-    assert not built_in.has_random_weights
+    assert not built_in.random_parts
     assert set(built_in.weights_sources) >= {"encoder"}
 
 
@@ -148,10 +148,10 @@ def test_weights_come_from_exactly_one_source(tmp_path: Path, weights: dict[str,
         ({"head": perceptron(1, [8, "relu", "relu", 1])}, "got layers [8, 'relu', 'relu', 1]"),
         ({"head": perceptron(1, [1], "probability:a")}, "and score probability:a"),
         ({"head": {**perceptron(1, [1]), "weights": None}}, "library mlp needs `weights`"),
-        ({"head": {"layers": [1]}}, "layers are for library mlp; got library laion"),
+        ({"head": {"layers": [1]}}, "layers need library mlp; got library laion"),
         (
             {"head": {**perceptron(1, [1]), "head_encoding": "exact"}},
-            "head_encoding exact is for library laion",
+            "head_encoding exact needs library laion",
         ),
         ({"other_heads": {"nsfw": perceptron(1, [1])}}, "with names other than nsfw, which is `head`"),
         (
@@ -297,8 +297,8 @@ def test_where_weights_come_from_does_not_change_the_fingerprint() -> None:
 
 
 def test_only_a_card_with_random_weights_says_so() -> None:
-    assert card().has_random_weights
-    assert not card(encoder={"weights": {"path": "w"}}).has_random_weights
+    assert card().random_parts == {"encoder"}
+    assert not card(encoder={"weights": {"path": "w"}}).random_parts
 
 
 def test_of_every_figure_of_accuracy_the_source_is_known() -> None:

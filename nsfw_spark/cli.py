@@ -48,6 +48,7 @@ _WRONG: Final = 2
 _TOO_MANY_ERRORS: Final = 3
 _INTERRUPTED: Final = 130  # the convention of shells: 128 + SIGINT
 _SPARK_PACKAGES: Final = {"pyspark", "delta", "pandas", "pyarrow", "py4j"}
+_SWITCHES: Final = "A switch such as --strict is off by default; --no-strict overrides a config file."
 _METAVARS: Final = {
     "device": "auto|cpu|cuda[:N]",
     "format": "FORMAT",
@@ -209,8 +210,12 @@ def _add_job(name: str, job: Callable[[JobOptions], int], argument: str, fields:
     """
 
     def command(config: Path | None, *, debug: bool, **given: Any) -> int:  # noqa: ANN401, ARG001 - see main
+        for switch in switches:
+            if given.pop(f"no_{switch}"):
+                given[switch] = False
         return job(job_options(given, config))
 
+    switches = [name for name in fields if JobOptions.model_fields[name].annotation is bool]
     types: dict[str, Any] = {
         argument: Annotated[str | None, typer.Argument(metavar=argument.upper(), help=_help(argument))],
         **{
@@ -224,16 +229,21 @@ def _add_job(name: str, job: Callable[[JobOptions], int], argument: str, fields:
             typer.Option(metavar="FILE", help="YAML file with any of these options; the command line wins."),
         ],
         "debug": Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")],
+        # Hidden, since help would have no room for the descriptions beside them.
+        **{
+            f"no_{name}": Annotated[bool, typer.Option(f"--no-{name.replace('_', '-')}", hidden=True)]
+            for name in switches
+        },
     }
     command.__annotations__ = types
-    defaults = {name: False if name == "debug" else None for name in types}
+    defaults = {name: False if name == "debug" or name.startswith("no_") else None for name in types}
     command.__signature__ = Signature(  # type: ignore[attr-defined]
         [
             Parameter(name, Parameter.KEYWORD_ONLY, default=defaults[name], annotation=type_)
             for name, type_ in types.items()
         ]
     )
-    app.command(name, help=job.__doc__)(command)
+    app.command(name, help=job.__doc__, epilog=_SWITCHES if switches else None)(command)
 
 
 def _option_type(field: str, group: str) -> Any:  # noqa: ANN401 - a type, for typer to read
@@ -241,7 +251,6 @@ def _option_type(field: str, group: str) -> Any:  # noqa: ANN401 - a type, for t
     info = JobOptions.model_fields[field]
     flag = f"--{field.replace('_', '-')}"
     if info.annotation is bool:
-        flag = f"{flag}/--no-{flag.removeprefix('--')}"
         return Annotated[bool | None, typer.Option(flag, help=_help(field), rich_help_panel=group)]
     default = "" if info.default is None or info.is_required() else f" Default: {_as_text(info.default)}."
     return Annotated[

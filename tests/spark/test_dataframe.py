@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ from pyspark.testing import assertDataFrameEqual
 import nsfw_spark
 from nsfw_spark.errors import ConfigError, InputError
 from nsfw_spark.scorer import ImageScore
-from nsfw_spark.spark import keep_safe, read_images, schema, score_images, score_udf
+from nsfw_spark.spark import keep_safe, read_images, run, schema, score_images, score_udf
+from tests.java import quick
 from tests.spark.conftest import BAD, GOOD, THRESHOLD, image_id
 
 CONTENTS: dict[str, bytes | None] = {
@@ -156,10 +160,13 @@ def test_a_threshold_that_is_no_share_is_refused(spark: SparkSession, threshold:
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
-        ("name string, picture binary", "binary column `content`"),
-        ("name string, content string", "binary column `content`"),
+        ("name string, picture binary", "expected a binary column content .* as content_column"),
+        ("name string, content string", "the column content is string; expected binary: .* read_images"),
         ("status string, content binary", "already have a column status"),
+        ("Status string, content binary", "already have a column Status"),
         ("content binary, error string, model string", "already have a column error, model"),
+        ("content binary, length string", "already have a column length"),
+        ("content binary, LENGTH long", "already have a column LENGTH"),
     ],
 )
 def test_a_frame_of_another_shape_is_refused(
@@ -167,6 +174,102 @@ def test_a_frame_of_another_shape_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=said):
         score_images(spark.createDataFrame([], columns), model=card_file)
+
+
+def test_the_users_columns_stay_whatever_their_names(contents: DataFrame, card_file: str) -> None:
+    own = contents.withColumns({"_score": F.lit(7), "a.b": F.lit("dotted"), "`": F.lit("quote")})
+    scored = score_images(own, model=card_file, run_id="mine")
+    assert scored.columns == [*own.columns, *schema.SCORE.names, *schema.MODEL.names]
+    rows = scored.select("_score", F.col("`a.b`").alias("dotted"), F.col("````").alias("quote")).distinct()
+    assert [tuple(row) for row in rows.collect()] == [(7, "dotted", "quote")]
+
+
+def test_the_images_may_be_in_a_column_of_another_name(contents: DataFrame, card_file: str) -> None:
+    renamed = contents.withColumnRenamed("content", "a picture")
+    rows = score_images(renamed, model=card_file, content_column="a picture").collect()
+    expected = score_images(contents, model=card_file).collect()
+    scores = [{row.name: row.nsfw_score for row in some} for some in (rows, expected)]
+    assert scores[0] == scores[1]
+
+
+def test_the_length_of_a_file_stays_where_it_could_not_be_read(
+    spark: SparkSession, images: Path, card_file: str
+) -> None:
+    files = read_images(spark, str(images), glob="*.pdf")
+    scored = score_images(files, model=card_file)
+    assert scored.columns[: len(files.columns)] == files.columns
+    assert scored.columns.count("length") == 1
+    assert [row.length for row in scored.collect()] == [(images / "document.pdf").stat().st_size]
+    unread = score_images(files.withColumn("content", F.lit(None).cast("binary")), model=card_file).first()
+    assert unread is not None
+    assert (unread.status, unread.length) == ("missing", (images / "document.pdf").stat().st_size)
+
+
+def test_a_policy_keeps_what_is_safe_right_after_scoring(contents: DataFrame, card_file: str) -> None:
+    scored = score_images(contents, model=card_file)
+    by_policy = keep_safe(scored, policy=f"nsfw_score < {THRESHOLD}f").select("name").collect()
+    by_threshold = keep_safe(scored, threshold=THRESHOLD).select("name").collect()
+    assert sorted(by_policy) == sorted(by_threshold) != []
+
+
+def test_after_a_policy_was_checked_sparks_own_errors_are_sparks_own() -> None:
+    """In a process of its own: pyspark makes its logger once."""
+    code = """
+import pyspark.sql
+from nsfw_spark.spark import keep_safe
+from nsfw_spark.spark.session import get_session
+spark = get_session()
+keep_safe(spark.createDataFrame([("ok", 0.1)], "status string, nsfw_score float"), policy="nsfw_score < 0.3")
+try:
+    spark.sql("SELECT no_such_column")
+except pyspark.errors.AnalysisException as error:
+    print("refused by Spark")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **quick()},
+        check=False,
+    )
+    assert "refused by Spark" in done.stdout, done.stderr
+
+
+def test_a_threshold_and_a_policy_are_refused_together(spark: SparkSession) -> None:
+    scored = spark.createDataFrame([("ok", 0.1)], "status string, nsfw_score float")
+    with pytest.raises(ConfigError, match=r"got threshold 0\.3 and a policy; expected one of the two"):
+        keep_safe(scored, threshold=0.3, policy="nsfw_score < 0.3")
+    assert keep_safe(scored).count() == 1
+
+
+def test_rows_without_scores_are_refused(spark: SparkSession) -> None:
+    with pytest.raises(InputError, match="no column nsfw_score and status; expected rows of score_images"):
+        keep_safe(spark.createDataFrame([("a",)], "name string"))
+
+
+@pytest.mark.parametrize("options", [{"device": "gpu"}, {"uncertain": (0.2, 0.8)}, {"devcie": "cpu"}])
+def test_a_wrong_option_is_refused_by_name(
+    contents: DataFrame, card_file: str, options: dict[str, Any]
+) -> None:
+    for use in (
+        lambda: score_images(contents, model=card_file, **options),
+        lambda: score_udf(card_file, **options),
+        lambda: nsfw_spark.load_scorer(card_file, **options),
+    ):
+        with pytest.raises(ConfigError, match=next(iter(options))):
+            use()
+
+
+def test_a_notebook_runs_the_whole_job(
+    spark: SparkSession, images: Path, card_file: str, tmp_path: Path
+) -> None:
+    summary = run(
+        str(images), str(tmp_path / "out"), model=card_file, threshold=0.9, allow_random_weights=True
+    )
+    assert summary.counts.images == len(CONTENTS) - 1  # one of the contents is no file
+    assert summary.totals["image_scores"] == summary.counts.images
+    with pytest.raises(ConfigError, match="treshold: unknown key, did you mean threshold"):
+        run(str(images), output, treshold=0.9)  # type: ignore[call-arg]
 
 
 def test_read_images_reads_what_spark_reads(spark: SparkSession, images: Path) -> None:

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nsfw_spark import Cascade, ConfigError, ImageScore, Scorer, cascade
-from nsfw_spark.cascade import Band, Content
 from nsfw_spark.encoders import Encoded
 from nsfw_spark.heads import Predictions
 from nsfw_spark.model import Model
+from nsfw_spark.options import Band
+from nsfw_spark.scorer import Content
 from tests.conftest import grey
 from tests.fakes import FakeEncoder, FakeHead, card, perceptron
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -43,7 +44,11 @@ def assert_is_refused(said: Said, *words: str) -> None:
 def options_of(command: str) -> set[str]:
     """Return the names of a command's options and arguments, as `JobOptions` has them."""
     parameters = typer.main.get_command(cli.app).commands[command].params
-    return {str(parameter.name) for parameter in parameters} - {"config", "debug", "help"}
+    return {str(parameter.name) for parameter in parameters if not parameter.hidden} - {
+        "config",
+        "debug",
+        "help",
+    }
 
 
 @pytest.mark.parametrize(
@@ -141,7 +146,7 @@ def test_missing_weights_are_named_with_where_they_were_looked_for(
 def test_random_weights_are_refused(command: Command, tmp_path: Path) -> None:
     card = tmp_path / "random.yaml"
     card.write_text(yaml.safe_dump(card_content()))
-    said = command("run", tmp_path / "images", "--output", tmp_path / "out", "--model", card)
+    said = command("run", tmp_path, "--output", tmp_path.parent / "out", "--model", card)
     assert_is_refused(said, "random weights", "--allow-random-weights")
 
 
@@ -149,7 +154,7 @@ def test_no_java_is_said_in_a_sentence(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    said = command("run", tmp_path / "images", "--output", tmp_path / "out", "--model", "open-nsfw")
+    said = command("run", tmp_path, "--output", tmp_path.parent / "out", "--model", "open-nsfw")
     assert_is_refused(said, "Java 17", "JAVA_HOME")
 
 
@@ -185,7 +190,7 @@ def test_models_list_says_what_has_to_be_known_before_a_model_is_chosen(command:
 
 def test_a_class_that_the_model_has_not_is_refused(command: Command, tmp_path: Path) -> None:
     choice = ("--model", "freepik-eva02-b-448", "--score-class", "highest")
-    said = command("run", tmp_path / "images", "--output", tmp_path / "out", *choice)
+    said = command("run", tmp_path, "--output", tmp_path.parent / "out", *choice)
     assert_is_refused(said, "'highest'", "low, medium, high")
 
 
@@ -220,10 +225,13 @@ def test_help_lists_the_commands(command: Command, command_line: list[str]) -> N
 def test_help_tells_each_option_of_a_command(command: Command, name: str) -> None:
     said = command(name, "--help")
     assert said.status == 0
+    assert said.out.count("╭─") >= (3 if name == "filter" else 7)  # the options stand in groups
     positional = "output" if name == "filter" else "input"
     for option in options_of(name) - {positional} | {"config", "debug"}:
         assert f"--{option.replace('_', '-')}" in said.out
-    assert ("[0.5]" in said.out) == (name != "score")  # the default of --threshold
+    assert ("Default: 0.5" in said.out) == (name != "score")  # the default of --threshold
+    assert ("INT" in said.out) == (name != "filter")
+    assert ("--no-strict" in said.out) == (name != "filter")
 
 
 @pytest.mark.parametrize("name", ["list", "show", "fetch", "verify", "lock"])
@@ -239,8 +247,45 @@ def test_every_option_of_a_job_is_one_of_run_and_the_other_way_round() -> None:
     assert options_of("filter") == {"output", "threshold", "policy", "content_from", *columns}
 
 
-def test_version_is_the_packages(command: Command) -> None:
-    assert command("version").out == f"{__version__}\n"
+@pytest.mark.parametrize("argument", ["version", "--version"])
+def test_version_is_the_packages(command: Command, argument: str) -> None:
+    said = command(argument)
+    assert (said.status, said.out, said.err) == (0, f"{__version__}\n", "")
+
+
+def test_a_flag_of_the_config_file_can_be_taken_back(command: Command, tmp_path: Path) -> None:
+    """The options end in a mistake, so that nothing runs; before it they are accepted."""
+    (tmp_path / "job.yaml").write_text("output: out\nstrict: true\n")
+    said = command("run", tmp_path, "--config", tmp_path / "job.yaml", "--no-strict", "--threshold", "2")
+    assert_is_refused(said, "--threshold")
+    assert "strict" not in said.err
+
+
+def test_without_the_extra_spark_the_extra_is_named(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nsfw_spark.spark.pipeline", None)
+    for package in ("pyspark", "delta"):
+        error = ModuleNotFoundError(f"No module named '{package}'", name=package)
+        monkeypatch.setattr(cli, "job_options", raising(error))
+        assert_is_refused(command("run", tmp_path, "--output", "out"), package, "nsfw-spark[spark]")
+
+
+def raising(error: Exception) -> Any:  # noqa: ANN401
+    def stand_in(*_: Any) -> None:  # noqa: ANN401
+        raise error
+
+    return stand_in
+
+
+@pytest.mark.parametrize("given", ["no-such-folder", "./no/such/folder", "file:/no/such/folder"])
+def test_a_local_input_that_does_not_exist_is_an_error_before_spark_starts(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HADOOP_CONF_DIR", raising=False)
+    said = command("run", given, "--output", "out", "--model", "open-nsfw")
+    assert_is_refused(said, f"input {given} does not exist", "expected a directory with images")
 
 
 def test_the_package_runs_as_a_module() -> None:

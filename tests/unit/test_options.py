@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from pydantic import ValidationError
 
 from nsfw_spark.errors import ConfigError
-from nsfw_spark.options import JobOptions, job_options
+from nsfw_spark.options import GROUPS, JobKeywords, JobOptions, ScoreKeywords, ScoreOptions, job_options
 from nsfw_spark.uris import absolute_uri, is_schema
 
 
@@ -139,7 +139,7 @@ def test_a_policy_and_a_threshold_are_refused_together(tmp_path: Path) -> None:
 
 def test_a_policy_on_the_command_line_wins_over_a_threshold_in_the_config_file(config: Path) -> None:
     """And the other way round: both say the same thing, what is safe."""
-    assert job_options({"policy": "strict.sql"}, config).policy == Path("strict.sql")
+    assert job_options({"policy": "strict.sql"}, config).policy == "strict.sql"
     config.write_text("output: out\npolicy: strict.sql\n", encoding="utf-8")
     options = job_options({"threshold": 0.3}, config)
     assert (options.policy, options.threshold) == (None, 0.3)
@@ -182,3 +182,57 @@ def test_what_is_written_must_not_lie_where_images_are_listed(images: str, outpu
 @pytest.mark.parametrize(("images", "output"), OUTSIDE)
 def test_what_is_written_may_lie_anywhere_else(images: str, output: str) -> None:
     job_options({"input": images, "output": output})
+
+
+@pytest.mark.parametrize(
+    ("keywords", "options", "named"),
+    [
+        (ScoreKeywords, ScoreOptions, {"model"}),
+        (JobKeywords, JobOptions, {"model", "input", "output"}),
+    ],
+)
+def test_the_keywords_of_functions_are_the_options(keywords: Any, options: Any, named: set[str]) -> None:  # noqa: ANN401
+    """`named` are parameters of their own."""
+    assert set(get_type_hints(keywords)) == set(options.model_fields) - named
+
+
+def test_each_option_is_in_one_group() -> None:
+    fields = [field for group in GROUPS for field in group.__annotations__ if field != "group"]
+    assert sorted(fields) == sorted(JobOptions.model_fields)
+
+
+@pytest.mark.parametrize("value", ["0.2:0.8", (0.2, 0.8), [0.2, 0.8]])
+def test_uncertain_scores_are_a_pair_or_text(value: Any) -> None:  # noqa: ANN401
+    options = ScoreOptions.parse({"second": "open-nsfw", "uncertain": value})
+    assert (options.uncertain, options.band.low, options.band.high) == ((0.2, 0.8), 0.2, 0.8)
+
+
+@pytest.mark.parametrize("value", ["0.8:0.2", (0.2, 1.2), "0.2", (0.2,), 0.2])
+def test_anything_else_is_no_pair_of_scores(value: Any) -> None:  # noqa: ANN401
+    with pytest.raises(ConfigError, match=r"^uncertain: "):
+        ScoreOptions.parse({"second": "open-nsfw", "uncertain": value})
+
+
+def test_uncertain_alone_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"uncertain 0\.2:0\.8 and no second"):
+        ScoreOptions.parse({"uncertain": (0.2, 0.8)})
+
+
+@pytest.mark.parametrize("heads", ["nsfw,aesthetic", "nsfw, aesthetic", ["nsfw", "aesthetic"]])
+def test_heads_are_names_or_text(heads: Any) -> None:  # noqa: ANN401
+    assert ScoreOptions.parse({"heads": heads}).heads == ("nsfw", "aesthetic")
+
+
+def test_an_unknown_keyword_gets_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match="devcie: unknown key, did you mean device"):
+        ScoreOptions.parse({"devcie": "cpu"})
+
+
+@pytest.mark.parametrize("option", ["model_dir", "weights_lock"])
+def test_a_tilde_is_the_home_directory_in_a_file_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    config = tmp_path / "job.yaml"
+    config.write_text(f"output: out\n{option}: ~/weights\n", encoding="utf-8")
+    assert getattr(job_options({}, config), option) == tmp_path / "home" / "weights"

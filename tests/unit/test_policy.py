@@ -64,6 +64,23 @@ def test_a_threshold_is_a_share(threshold: float) -> None:
         Policy.below(threshold)
 
 
+@pytest.mark.parametrize("sql", ["nsfw_score < 0.3", "nsfw_score<0.3", "coalesce(nsfw_score, 1) < 0.3"])
+def test_a_policy_may_be_the_expression_itself(sql: str) -> None:
+    assert Policy.parse(sql).text == sql
+    assert Policy.of(job_options({"output": "out", "policy": sql})).text == sql
+
+
+def test_a_file_whose_name_looks_like_sql_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my policy (new).sql").write_text("nsfw_score < 0.1")
+    assert Policy.parse("my policy (new).sql").text == "nsfw_score < 0.1"
+
+
+def test_a_missing_policy_file_says_that_an_expression_would_do() -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the policy absent\.sql.*or the expression itself"):
+        Policy.parse("absent.sql")
+
+
 def test_the_options_name_a_threshold_or_a_file(tmp_path: Path) -> None:
     file = tmp_path / "policy.sql"
     file.write_text("nsfw_score < 0.3f\n", encoding="utf-8")

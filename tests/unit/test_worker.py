@@ -42,7 +42,7 @@ def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("host", ["auto", "off"])
 def test_where_the_model_is_does_not_change_a_score(host: Literal["auto", "off"]) -> None:
     model = load_model(MODEL)
-    with task_scorer(ScorerSpec(MODEL, host=host), model.fingerprint) as scorer:
+    with task_scorer(ScorerSpec((MODEL,), host=host), model.fingerprint) as scorer:
         found = scorer.score(CONTENTS)
     expected = Scorer(MODEL.card, model).score(CONTENTS)
     assert [score.nsfw_score for score in found] == [score.nsfw_score for score in expected]
@@ -52,7 +52,7 @@ def test_where_the_model_is_does_not_change_a_score(host: Literal["auto", "off"]
 def test_another_fingerprint_than_the_drivers_is_refused(host: Literal["auto", "off"]) -> None:
     with (
         pytest.raises(WeightsError, match="driver's another"),
-        task_scorer(ScorerSpec(MODEL, host=host), "another"),
+        task_scorer(ScorerSpec((MODEL,), host=host), "another"),
     ):
         pass
 
@@ -63,7 +63,7 @@ def test_a_model_with_the_same_weights_that_computes_something_else_is_refused(
 ) -> None:
     model = load_model(MODEL)
     assert model.self_check is not None
-    same = ScorerSpec(MODEL, host=host, self_check=model.self_check)
+    same = ScorerSpec((MODEL,), host=host, self_check=model.self_check)
     with task_scorer(same, model.fingerprint) as scorer:
         assert scorer.self_check == model.self_check
     other = replace(model.self_check, nsfw_score=model.self_check.nsfw_score + 0.001)
@@ -78,13 +78,13 @@ def test_an_executor_with_another_version_of_a_library_is_refused(monkeypatch: p
     """The same card, weights and fingerprint; but in the host's process Pillow's filter is another one."""
     spec = ModelSpec(card(preprocessing={"resizer": "pillow"}), device="cpu")
     model = load_model(spec)
-    with task_scorer(ScorerSpec(spec, self_check=model.self_check), model.fingerprint) as scorer:
+    with task_scorer(ScorerSpec((spec,), self_check=model.self_check), model.fingerprint) as scorer:
         assert scorer.self_check == model.self_check
     monkeypatch.syspath_prepend(ALTERED)
     other = replace(spec, batch_size=8)  # of which there is no host yet
     with (
         pytest.raises(DeviceError, match="install the same versions"),
-        task_scorer(ScorerSpec(other, self_check=model.self_check), model.fingerprint),
+        task_scorer(ScorerSpec((other,), self_check=model.self_check), model.fingerprint),
     ):
         pass
 
@@ -92,13 +92,13 @@ def test_an_executor_with_another_version_of_a_library_is_refused(monkeypatch: p
 def test_the_limits_are_those_of_the_spec() -> None:
     expected = load_model(MODEL).fingerprint
     for limits in ({"max_pixels": 1}, {"max_bytes": 10}):
-        with task_scorer(ScorerSpec(MODEL, host="off", **limits), expected) as scorer:
+        with task_scorer(ScorerSpec((MODEL,), host="off", decode=limits), expected) as scorer:
             assert "too_large" in {score.status for score in scorer.score(CONTENTS)}
 
 
 def test_a_strict_scorer_is_strict_and_has_a_fingerprint_of_its_own() -> None:
     model = load_model(MODEL)
-    spec = ScorerSpec(MODEL, host="off", strict=True)
+    spec = ScorerSpec((MODEL,), host="off", decode={"strict": True})
     with task_scorer(spec, f"{model.fingerprint}-strict") as scorer:
         assert scorer.score([HIDDEN["animated.gif"].content])[0].frames_scored == 6
     with pytest.raises(WeightsError, match="has the fingerprint"), task_scorer(spec, model.fingerprint):
@@ -113,7 +113,7 @@ def test_where_no_child_process_can_start_the_model_is_loaded_here_and_it_is_sai
     expected = load_model(MODEL)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            with task_scorer(ScorerSpec(MODEL), expected.fingerprint) as scorer:
+            with task_scorer(ScorerSpec((MODEL,)), expected.fingerprint) as scorer:
                 assert [score.status for score in scorer.score(CONTENTS)] == ["ok", "missing", "ok"]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "no model host can be started here" in caplog.text

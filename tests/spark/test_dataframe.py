@@ -260,12 +260,10 @@ def test_a_wrong_option_is_refused_by_name(
             use()
 
 
-def test_a_notebook_runs_the_whole_job(
-    spark: SparkSession, images: Path, card_file: str, tmp_path: Path
-) -> None:
-    summary = run(
-        str(images), str(tmp_path / "out"), model=card_file, threshold=0.9, allow_random_weights=True
-    )
+@pytest.mark.usefixtures("spark")
+def test_a_notebook_runs_the_whole_job(images: Path, card_file: str, tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    summary = run(str(images), output, model=card_file, threshold=0.9, allow_random_weights=True)
     assert summary.counts.images == len(CONTENTS) - 1  # one of the contents is no file
     assert summary.totals["image_scores"] == summary.counts.images
     with pytest.raises(ConfigError, match="treshold: unknown key, did you mean threshold"):

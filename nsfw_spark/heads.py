@@ -1,7 +1,8 @@
-"""What a detector found: boxes → the best score of each class.
+"""Heads: an encoder's output for a batch in, scores out.
 
-In: what a YOLO network says of every place where a box could be. Out: one number for each class, 0 where
-nothing of it was found. What is indecent of it the model card says.
+In: `Encoded`, that is embeddings, class probabilities or boxes. Out: `Predictions`, the one type for what a
+model says of a batch. `load_heads` builds the heads that a model card names; LAION's own network is in
+`nsfw_spark.laion`. This module knows neither images nor devices; all of it is numpy.
 """
 
 from __future__ import annotations
@@ -16,66 +17,188 @@ import numpy as np
 import numpy.typing as npt
 
 from nsfw_spark.encoders import Encoded
-from nsfw_spark.encoders.encoder import library, read_tensors
+from nsfw_spark.encoders.encoder import read_tensors
 from nsfw_spark.errors import ConfigError, WeightsError
-from nsfw_spark.laion import (
-    DenseNetwork,
-    LaionNetwork,
-    Vectors,
-    check_golden_scores,
-    read_head,
-    read_vocabularies,
-    sigmoid,
-)
+from nsfw_spark.laion import LaionNetwork, Vectors, check_golden_scores, read_head, sigmoid
 from nsfw_spark.model_card import HeadCard, ModelCard, head_part
 from nsfw_spark.weights import WeightsFile
 
 if TYPE_CHECKING:  # torch is heavy, and only files in its own format need it
     import torch
 
-_LEAST_CANDIDATE: Final = 0.2
+Widths = Sequence[int | Literal["relu"]]
+"""As `HeadCard.layers`: widths of linear layers; `relu` after a width means that the layer ends in a ReLU."""
+
 _LEAST_SCORE: Final = 0.25
-_MOST_OVERLAP: Final = 0.45
-"""Area of the intersection by that of the union: of two boxes with more, the better one stays."""
+"""A box with this score or less does not count."""
+_MOST_OVERLAP: Final = np.float32(0.45)
+"""Area of the intersection divided by that of the union. If two boxes overlap more, the better one stays."""
 
 
-def best_boxes(boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return the score of the best box of each class.
+@dataclass(frozen=True)
+class Predictions:
+    """Scores of N images, and their cost."""
 
-    As its authors do it, a place counts for its best class only, and of boxes that overlap the best stays,
-    whatever their classes. They cut boxes at the image's margin first and we do not, for the margin is not
-    known here; it tells only for boxes that reach into the padding.
+    nsfw_scores: npt.NDArray[np.float32]
+    """float32, shape (N,), in [0, 1], 1 = NSFW; NaN or a number beyond if the model gave no score."""
+    class_scores: npt.NDArray[np.float32] | None = None
+    """float32, shape (N, C), one column for each class of the card; None if the model has no classes."""
+    embeddings: npt.NDArray[np.float32] | None = None
+    """float32, shape (N, D), each of L2 norm 1; None if the model has none."""
+    encode_seconds: float = 0.0
+    """Seconds that the device worked on these images."""
+    batch_slots: float = 0.0
+    """Capacity of the forward passes, in images; N if the batches were full."""
+    wait_seconds: float = 0.0
+    """Seconds that the task waited for the model."""
+    other_scores: npt.NDArray[np.float32] | None = None
+    """float32, shape (N, H), one column for each of the card's `other_heads`; None if it has none."""
+
+    def __len__(self) -> int:
+        return len(self.nsfw_scores)
+
+    def rows(self, start: int, stop: int) -> Predictions:
+        """Return the predictions of images `start` to `stop`, with their share of the cost."""
+        share = (stop - start) / len(self)
+        return Predictions(
+            self.nsfw_scores[start:stop],
+            None if self.class_scores is None else self.class_scores[start:stop],
+            None if self.embeddings is None else self.embeddings[start:stop],
+            self.encode_seconds * share,
+            self.batch_slots * share,
+            self.wait_seconds * share,
+            None if self.other_scores is None else self.other_scores[start:stop],
+        )
+
+
+class Head(Protocol):
+    """A loaded classifier."""
+
+    def score(self, encoded: Encoded) -> Predictions:
+        """Score N images."""
+
+
+class DenseNetwork(Protocol):
+    """A loaded network that scores embeddings."""
+
+    def scores(self, embeddings: Vectors) -> Vectors:
+        """Return float32, shape (N,), for embeddings, float32, shape (N, D), each of L2 norm 1."""
+
+
+def load_heads(card: ModelCard, weights: Mapping[str, WeightsFile]) -> Head:
+    """Load the heads that the card names.
 
     Args:
-        boxes: float32, shape (N, 4 + C, A), as in `Encoded.boxes`.
+        card: The model.
+        weights: The files of the heads by part, as in `ModelCard.weights_sources`.
 
-    Returns:
-        float32, shape (N, C), each 0 or above 0.25; NaN for an image whose boxes are not all finite.
+    Raises:
+        WeightsError: A file cannot be read, or does not hold the head.
+        ConfigError: A head expects embeddings of another length than the encoder's.
+        DeviceError: One of LAION's heads does not give its golden scores on this machine.
+    """
+    networks = {
+        name: _network(card, name, weights.get(head_part(name)))
+        for name, head in card.heads.items()
+        if head.scores_embeddings
+    }
+    if "nsfw" in networks:
+        nsfw: Head = DenseHead(networks["nsfw"])
+    else:
+        nsfw = BoxHead(card.head) if card.head.library == "boxes" else ClassHead(card.head)
+    others = [networks[name] for name in card.other_heads]
+    return SeveralHeads(nsfw, others) if others else nsfw
+
+
+class DenseHead:
+    """Scores the embedding with a network."""
+
+    def __init__(self, network: DenseNetwork) -> None:
+        self._network = network
+
+    def score(self, encoded: Encoded) -> Predictions:
+        """Score N embeddings."""
+        return Predictions(self._network.scores(_embeddings(encoded)))
+
+
+class ClassHead:
+    """Picks one class's probability. If the classes are levels, it adds those of the higher levels."""
+
+    def __init__(self, card: HeadCard) -> None:
+        self._index = card.classes.index(card.scored[0])
+        self._is_cumulative = card.kind == "cumulative"
+
+    def score(self, encoded: Encoded) -> Predictions:
+        """Score N rows of class probabilities."""
+        classes = encoded.probabilities
+        assert classes is not None  # noqa: S101 - the card's validation guarantees it
+        if self._is_cumulative:
+            classes = _that_or_higher(classes)
+        return Predictions(classes[:, self._index], classes)
+
+
+class BoxHead:
+    """Scores each class by its best box, and the image by the highest of the flagged classes."""
+
+    def __init__(self, card: HeadCard) -> None:
+        self._indices = [card.classes.index(name) for name in card.scored]
+
+    def score(self, encoded: Encoded) -> Predictions:
+        """Score the boxes of N images."""
+        assert encoded.boxes is not None  # noqa: S101 - the card's validation guarantees it
+        classes = best_boxes(encoded.boxes)  # (N, C)
+        return Predictions(classes[:, self._indices].max(axis=1), classes)
+
+
+class SeveralHeads:
+    """Scores with the head that decides, and with other networks on the same embedding."""
+
+    def __init__(self, nsfw: Head, others: Sequence[DenseNetwork]) -> None:
+        self._nsfw, self._others = nsfw, others
+
+    def score(self, encoded: Encoded) -> Predictions:
+        """Score N images with all heads."""
+        columns = [network.scores(_embeddings(encoded)) for network in self._others]
+        return replace(self._nsfw.score(encoded), other_scores=np.stack(columns, axis=1))
+
+
+def _network(card: ModelCard, name: str, weights: WeightsFile | None) -> DenseNetwork:
+    """Load the head of that name, which scores embeddings."""
+    head, dimension = card.heads[name], card.encoder.embedding_dim
+    field = "the head" if name == "nsfw" else f"other_heads.{name}"
+    if head.library == "mlp" and weights is not None:
+        output = cast("Literal['sigmoid', 'clamp', 'linear']", head.score)  # the card's validation checked it
+        return MlpNetwork(read_mlp(weights, dimension or 0, head.layers), output)
+    if weights is None or weights.path is None:
+        raise ConfigError(
+            f"model card {card.name}: {field} of library {head.library} needs the file of its weights"
+        )
+    laion = read_head(weights.path)
+    if laion.mean.shape != (dimension,):
+        raise ConfigError(
+            f"model card {card.name}: {field} expects embeddings of {laion.mean.size} numbers, "
+            f"encoder.embedding_dim is {dimension}"
+        )
+    network = LaionNetwork(laion, is_exact=head.head_encoding == "exact")
+    check_golden_scores(network, weights.sha256)
+    return network
+
+
+def _embeddings(encoded: Encoded) -> npt.NDArray[np.float32]:
+    assert encoded.embeddings is not None  # noqa: S101 - the card's validation guarantees it
+    return encoded.embeddings
+
+
+def _that_or_higher(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Add to each level's probability those of the levels after it; the first level keeps its own.
 
     Source:
-        `_postprocess` of nudenet 3.4.2.
+        `predict_proba` of Freepik's nsfw-image-detector 0.1.2.
     """
-    return np.stack([_best_of_image(image) for image in boxes])
-
-
-def _best_of_image(boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    best = np.zeros(len(boxes) - 4, np.float32)  # (C,)
-    if not np.isfinite(boxes).all():
-        return np.full_like(best, np.nan)  # nothing found would count as safe
-    import cv2
-
-    scores, classes = boxes[4:].max(axis=0), boxes[4:].argmax(axis=0)  # (A,)
-    candidates = np.flatnonzero(scores >= _LEAST_CANDIDATE)
-    centre, extent = boxes[:2, candidates].T, boxes[2:4, candidates].T
-    corners = np.concatenate([centre - extent / 2, extent], axis=1).tolist()  # left, top, width, height
-    kept = cv2.dnn.NMSBoxes(corners, scores[candidates].tolist(), _LEAST_SCORE, _MOST_OVERLAP)
-    found = candidates[np.asarray(kept, np.intp)]
-    np.maximum.at(best, classes[found], scores[found])
-    return best
-
-
-Widths = Sequence[int | Literal["relu"]]
-"""As `HeadCard.layers`: widths of linear layers, each with `relu` behind it or nothing."""
+    levels = np.cumsum(probabilities[:, ::-1], axis=1)[:, ::-1]  # (N, C)
+    levels = np.minimum(levels, 1)  # rounding may end a little above 1, and no score may; NaN stays NaN
+    levels[:, 0] = probabilities[:, 0]
+    return levels
 
 
 @dataclass(frozen=True)
@@ -102,7 +225,7 @@ class MlpNetwork:
         self._layers, self._output = layers, output
 
     def scores(self, embeddings: Vectors) -> Vectors:
-        """See `DenseNetwork`."""
+        """Score embeddings: see `DenseNetwork.scores`."""
         hidden = embeddings
         for layer in self._layers:
             hidden = hidden @ layer.kernel
@@ -120,17 +243,17 @@ class MlpNetwork:
 
 
 def read_mlp(weights: WeightsFile, num_inputs: int, widths: Widths) -> tuple[LinearLayer, ...]:
-    """Read the layers, or draw them where the weights are random.
+    """Read the layers of a perceptron, or draw them if the weights are random.
 
     Args:
-        weights: A torch checkpoint or a safetensors file: for each layer a `weight` (outputs, inputs) and a
-            `bias` (outputs,), their names numbered in the layers' order, and nothing else.
+        weights: A torch checkpoint or a safetensors file. For each layer it holds a `weight`, shape (outputs,
+            inputs), and a `bias`, shape (outputs,), numbered in the layers' order; and nothing else.
         num_inputs: D, numbers in an embedding.
-        widths: Of the layers.
+        widths: The layers' widths.
 
     Raises:
-        WeightsError: The file cannot be read, holds anything but tensors, or not these layers.
-        ConfigError: It is a torch checkpoint, and torch is not installed.
+        WeightsError: The file cannot be read, or holds anything else than these layers.
+        ConfigError: The file is a torch checkpoint, and torch is not installed.
     """
     outputs = [width for width in widths if width != "relu"]
     has_relu = [
@@ -148,10 +271,11 @@ def read_mlp(weights: WeightsFile, num_inputs: int, widths: Widths) -> tuple[Lin
 
 
 _Layer = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+"""Kernel (inputs, outputs) and bias (outputs,)."""
 
 
 def _random(seed: int, shapes: Sequence[tuple[int, int]]) -> list[_Layer]:
-    """Draw weights under which a layer's outputs vary as much as its inputs."""
+    """Draw weights such that a layer's outputs vary as much as its inputs."""
     rng = np.random.default_rng(seed)
     return [
         (
@@ -170,14 +294,14 @@ def _from_tensors(
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     expected: dict[str, tuple[int, ...]] = {}
     for prefix, (inputs, outputs) in zip(prefixes, shapes, strict=False):
-        dot = "." if prefix else ""  # a single layer's tensors are called `weight` and `bias`
+        dot = "." if prefix else ""  # the tensors of a single layer are called `weight` and `bias`
         expected |= {f"{prefix}{dot}weight": (outputs, inputs), f"{prefix}{dot}bias": (outputs,)}
     if found != expected or len(prefixes) != len(shapes):
         got = ", ".join(f"{name} {list(shape)}" for name, shape in found.items())
         wanted = ", ".join(f"[{outputs}, {inputs}]" for inputs, outputs in shapes)
         raise WeightsError(
             f"{path} does not hold the layers that the model card names: it has {got or 'no tensors'}; "
-            f"expected a weight and a bias for each of {wanted} (outputs, inputs), and nothing else. Mend "
+            f"expected a weight and a bias for each of {wanted} (outputs, inputs), and nothing else. Correct "
             "the card's encoder.embedding_dim or the head's layers, or name another file"
         )
     numbers = [tensors[name].float().numpy() for name in expected]
@@ -185,13 +309,13 @@ def _from_tensors(
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Order names as people do: `layers.9` before `layers.10`."""
+    """Return a sort key that puts `layers.9` before `layers.10`."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _read(path: Path) -> Mapping[str, torch.Tensor]:
     if path.suffix == ".safetensors":
-        return read_tensors(path, "")
+        return read_tensors(path)
     try:
         import torch
     except ImportError as error:
@@ -200,7 +324,7 @@ def _read(path: Path) -> Mapping[str, torch.Tensor]:
             "pip install 'nsfw-spark[clip]'"
         ) from error
     try:
-        # Tensors only: whatever else a pickle asks for is refused, so that reading one runs no code.
+        # `weights_only` refuses everything but tensors, so reading a pickle runs no code.
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises anything
         raise _no_checkpoint(path, " ".join(str(error).split())[:200]) from error
@@ -212,169 +336,70 @@ def _read(path: Path) -> Mapping[str, torch.Tensor]:
 def _no_checkpoint(path: Path, reason: str) -> WeightsError:
     return WeightsError(
         f"{path} is not a torch checkpoint of tensors ({reason}); expected a state_dict, saved with "
-        "torch.save. Fetch it again, or mend the card's weights"
+        "torch.save. Fetch it again, or correct the card's weights"
     )
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """Scores of N images, and what they cost; the one type for what a model says of a batch."""
+def best_boxes(boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the score of the best box of each class.
 
-    nsfw_scores: npt.NDArray[np.float32]
-    """float32, shape (N,), in [0, 1], 1 = NSFW; NaN or beyond where the model gave no score."""
-    class_scores: npt.NDArray[np.float32] | None = None
-    """float32, shape (N, C), one column a class of the card; None where the model has no classes."""
-    embeddings: npt.NDArray[np.float32] | None = None
-    """float32, shape (N, D), each of L2 norm 1; None where the model has none."""
-    encode_seconds: float = 0.0
-    """Seconds of the device, for these images."""
-    batch_slots: float = 0.0
-    """Capacity, in images, of the forward passes of these N; N where the batches were full."""
-    wait_seconds: float = 0.0
-    """Seconds that the task waited for the model."""
-    other_scores: npt.NDArray[np.float32] | None = None
-    """float32, shape (N, H), one column a head of the card's `other_heads`; None where it has none."""
-
-    def __len__(self) -> int:
-        return len(self.nsfw_scores)
-
-    def rows(self, start: int, stop: int) -> Predictions:
-        """Return the predictions of images `start` to `stop`, with their share of the cost."""
-        share = (stop - start) / len(self)
-        return Predictions(
-            self.nsfw_scores[start:stop],
-            None if self.class_scores is None else self.class_scores[start:stop],
-            None if self.embeddings is None else self.embeddings[start:stop],
-            self.encode_seconds * share,
-            self.batch_slots * share,
-            self.wait_seconds * share,
-            None if self.other_scores is None else self.other_scores[start:stop],
-        )
-
-
-class Head(Protocol):
-    """A loaded classifier."""
-
-    def score(self, encoded: Encoded) -> Predictions:
-        """Score N images."""
-
-
-def load_heads(card: ModelCard, weights: Mapping[str, WeightsFile]) -> Head:
-    """Build the heads that the card names.
+    As in NudeNet, a box counts for its best class only, and of overlapping boxes the best one stays, whatever
+    their classes. NudeNet cuts boxes at the image's margin first. This function does not, because the margin
+    is not known here; it matters only for boxes that reach into the padding.
 
     Args:
-        card: The model.
-        weights: The file of each head that has one, by part: see `ModelCard.weights_sources`.
+        boxes: float32, shape (N, 4 + C, A), as in `Encoded.boxes`.
 
-    Raises:
-        WeightsError: A file cannot be read, or does not hold the head.
-        ConfigError: A head expects embeddings of another length than the encoder's.
-        DeviceError: One of LAION's heads does not give its golden scores on this machine.
-    """
-    networks = {
-        name: _network(card, name, weights.get(head_part(name)))
-        for name, head in card.heads.items()
-        if head.scores_embeddings
-    }
-    nsfw = DenseHead(networks["nsfw"]) if card.head.scores_embeddings else _classifier(card)
-    others = [networks[name] for name in card.other_heads]
-    return SeveralHeads(nsfw, others) if others else nsfw
-
-
-class DenseHead:
-    """Scores the embedding with a network."""
-
-    def __init__(self, network: DenseNetwork) -> None:
-        self._network = network
-
-    def score(self, encoded: Encoded) -> Predictions:
-        """Score N embeddings of unit length."""
-        return Predictions(self._network.scores(_embeddings(encoded)))
-
-
-class ClassHead:
-    """Picks one class's probability; where classes are levels, that of the level or a higher one."""
-
-    def __init__(self, card: HeadCard) -> None:
-        self._index = card.classes.index(card.scored[0])
-        self._is_cumulative = card.kind == "cumulative"
-
-    def score(self, encoded: Encoded) -> Predictions:
-        """Score N rows of class probabilities."""
-        classes = encoded.probabilities
-        assert classes is not None  # noqa: S101 - the card's validation saw to it
-        if self._is_cumulative:
-            classes = _that_or_higher(classes)
-        return Predictions(classes[:, self._index], classes)
-
-
-class BoxHead:
-    """Of each class the score of its best box; of some classes the best is the image's."""
-
-    def __init__(self, card: HeadCard) -> None:
-        self._indices = [card.classes.index(name) for name in card.scored]
-
-    def score(self, encoded: Encoded) -> Predictions:
-        """Score the boxes of N images."""
-        assert encoded.boxes is not None  # noqa: S101 - the card's validation saw to it
-        classes = best_boxes(encoded.boxes)  # (N, C)
-        return Predictions(classes[:, self._indices].max(axis=1), classes)
-
-
-class SeveralHeads:
-    """The head that decides, and other networks on the same embedding."""
-
-    def __init__(self, nsfw: Head, others: Sequence[DenseNetwork]) -> None:
-        self._nsfw, self._others = nsfw, others
-
-    def score(self, encoded: Encoded) -> Predictions:
-        """Score N images with all heads."""
-        columns = [network.scores(_embeddings(encoded)) for network in self._others]
-        return replace(self._nsfw.score(encoded), other_scores=np.stack(columns, axis=1))
-
-
-def _classifier(card: ModelCard) -> Head:
-    if card.head.library == "boxes":
-        library("cv2", card.encoder, "nudenet")  # so that it is not missed at the first image only
-        return BoxHead(card.head)
-    return ClassHead(card.head)
-
-
-def _network(card: ModelCard, name: str, weights: WeightsFile | None) -> DenseNetwork:
-    """Load a head that scores embeddings: the one of that name in the card."""
-    head, dimension = card.heads[name], card.encoder.embedding_dim
-    field = "the head" if name == "nsfw" else f"other_heads.{name}"
-    if head.library == "mlp" and weights is not None:
-        output = cast("Literal['sigmoid', 'clamp', 'linear']", head.score)  # by the card's validation
-        return MlpNetwork(read_mlp(weights, dimension or 0, head.layers), output)
-    if weights is None or weights.path is None:
-        raise ConfigError(
-            f"model card {card.name}: {field} of library {head.library} needs the file of its weights"
-        )
-    laion = read_head(weights.path)
-    if laion.mean.shape != (dimension,):
-        raise ConfigError(
-            f"model card {card.name}: {field} expects embeddings of {laion.mean.size} numbers, "
-            f"encoder.embedding_dim is {dimension}"
-        )
-    is_exact = head.head_encoding == "exact"
-    network = LaionNetwork(laion, read_vocabularies(weights.path) if is_exact else None)
-    check_golden_scores(network, weights.sha256)
-    return network
-
-
-def _embeddings(encoded: Encoded) -> npt.NDArray[np.float32]:
-    assert encoded.embeddings is not None  # noqa: S101 - the card's validation saw to it
-    return encoded.embeddings
-
-
-def _that_or_higher(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Sum each level's probability with those of the levels after it; the first level keeps its own.
+    Returns:
+        float32, shape (N, C), each 0 or above 0.25; NaN for an image with a box that is not finite.
 
     Source:
-        `predict_proba` of Freepik's nsfw-image-detector 0.1.2.
+        `_postprocess` of nudenet 3.4.2, with `NMSBoxes` of OpenCV 5.0.
     """
-    levels = np.cumsum(probabilities[:, ::-1], axis=1)[:, ::-1]  # (N, C)
-    levels = np.minimum(levels, 1)  # rounding may end a little above, and no score is; NaN stays NaN
-    levels[:, 0] = probabilities[:, 0]
-    return levels
+    return np.stack([_best_of_image(image) for image in boxes])
+
+
+def _best_of_image(boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    best = np.zeros(len(boxes) - 4, np.float32)  # (C,)
+    if not np.isfinite(boxes).all():
+        return np.full_like(best, np.nan)  # no box would count as safe
+    candidates = np.flatnonzero(boxes[4:].max(axis=0) > _LEAST_SCORE)
+    scores, classes = boxes[4:, candidates].max(axis=0), boxes[4:, candidates].argmax(axis=0)
+    centre, extent = boxes[:2, candidates], boxes[2:4, candidates]  # (2, number of candidates)
+    left_top, extent = (centre - extent / 2).astype(np.float64), extent.astype(np.float64)
+    rest = np.argsort(-scores, kind="stable")
+    while rest.size:  # non-maximum suppression: keep the best box, drop those that overlap it
+        first, rest = rest[0], rest[1:]
+        best[classes[first]] = max(best[classes[first]], scores[first])
+        overlaps = _overlaps(left_top[:, [first]], extent[:, [first]], left_top[:, rest], extent[:, rest])
+        rest = rest[overlaps <= _MOST_OVERLAP]
+    return best
+
+
+def _overlaps(
+    left_top: npt.NDArray[np.float64],
+    extent: npt.NDArray[np.float64],
+    others_left_top: npt.NDArray[np.float64],
+    others_extent: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float32]:
+    """Divide intersection by union, of one box with each of A others, in the order and precision of OpenCV.
+
+    Args:
+        left_top: float64, shape (2, 1): x and y.
+        extent: float64, shape (2, 1): width and height.
+        others_left_top: The same of the others, shape (2, A).
+        others_extent: The same of the others, shape (2, A).
+
+    Returns:
+        float32, shape (A,), in [0, 1].
+    """
+    is_first = left_top < others_left_top
+    gap = np.abs(others_left_top - left_top)
+    shared = np.minimum(
+        np.where(is_first, extent, others_extent) - gap, np.where(is_first, others_extent, extent)
+    )
+    intersection = np.where((shared > 0).all(axis=0), shared[0] * shared[1], 0)
+    areas = extent[0] * extent[1] + others_extent[0] * others_extent[1]
+    is_empty = areas <= np.finfo(np.float64).eps
+    distance = 1 - intersection / np.where(is_empty, 1, areas - intersection)
+    return 1 - np.where(is_empty, 0, distance).astype(np.float32)

@@ -16,6 +16,8 @@ from nsfw_spark.model_card import Preprocessing
 
 PHOTOS = Path(__file__).parents[1] / "examples" / "images"
 _HERE = Path(__file__).parent
+LAION_ARCHIVES = sorted((_HERE / "data").glob("clip_autokeras_*.zip"))
+LAION_HEADS = _HERE.parent / "nsfw_spark" / "models" / "laion"
 _TIERS = frozenset({"fuzz", "models", "spark", "cluster", "gpu", "network"})
 
 

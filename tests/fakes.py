@@ -85,7 +85,7 @@ CARD: dict[str, Any] = {
     },
     "head": {
         "library": "laion",
-        "weights": {"package": "nsfw_spark", "file": "models/laion/clip_autokeras_binary_nsfw.zip"},
+        "weights": {"package": "nsfw_spark", "file": "models/laion/clip_autokeras_binary_nsfw.safetensors"},
     },
     "preprocessing": {"size": 224, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
     "seconds_per_image": {"cpu": 0.001, "cuda": 0.001},

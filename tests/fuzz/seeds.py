@@ -5,23 +5,21 @@ from __future__ import annotations
 import io
 import socket
 import tarfile
-import zipfile
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from PIL import Image
 
 from nsfw_spark.heads import Predictions
 from nsfw_spark.host import wire
 from nsfw_spark.host.wire import Kind
-from tests.conftest import encoded, pixels
+from tests.conftest import LAION_HEADS, encoded, pixels
 from tests.hidden import HIDDEN
 
-LAION = Path(str(resources.files("nsfw_spark") / "models" / "laion" / "clip_autokeras_nsfw_b32.zip"))
-INDEX, NUMBERS = "variables/variables.index", "variables/variables.data-00000-of-00001"
 CARDS = Path(str(resources.files("nsfw_spark") / "models"))
 
 
@@ -97,21 +95,14 @@ def cards() -> dict[str, bytes]:
     return {path.stem: path.read_bytes() for path in CARDS.glob("*.yaml")}
 
 
-def laion_archives() -> dict[str, bytes]:
-    """Return LAION's smaller head, whole."""
-    return {"zip": LAION.read_bytes()}
-
-
-def laion_indexes() -> dict[str, bytes]:
-    """Return the table of names and places of that head."""
-    return {"index": laion_members()[INDEX]}
-
-
-def laion_members() -> dict[str, bytes]:
-    """Return the two members that are read of that head."""
-    with zipfile.ZipFile(LAION) as archive:
-        names = archive.namelist()
-        return {part: archive.read(next(n for n in names if n.endswith(part))) for part in (INDEX, NUMBERS)}
+def laion_heads() -> dict[str, bytes]:
+    """Return LAION's smaller head, and one of a few numbers, whose bytes are mostly names and shapes."""
+    one = np.ones(1, np.float32)
+    tiny = {"mean": one, "variance": one, "layers.0.kernel": one[None], "layers.0.bias": one}
+    return {
+        "b32": (LAION_HEADS / "clip_autokeras_nsfw_b32.safetensors").read_bytes(),
+        "tiny": safetensors.numpy.save(tiny | {"vocabulary.0": one.astype(np.float16)}),
+    }
 
 
 def conversations() -> dict[str, bytes]:

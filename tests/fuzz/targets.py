@@ -5,10 +5,8 @@ A target takes bytes and returns; whatever it raises is a defect. Hypothesis and
 
 from __future__ import annotations
 
-import io
 import socket
 import tempfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,7 +34,6 @@ MAX_FRAME: Final = 1 << 16  # bytes
 DIMENSION: Final = 4
 SIZE: Final = 16
 _PREPROCESSING: Final = Preprocessing(size=SIZE, mean=(0, 0, 0), std=(1, 1, 1))
-_LAION: Final = seeds.laion_members()
 
 
 class Target(NamedTuple):
@@ -107,24 +104,15 @@ def card(content: bytes) -> None:
             _check_message(error)
 
 
-def laion_archive(content: bytes) -> None:
-    """A Keras archive is a head, or a `WeightsError`."""
-    with _file(content, ".zip") as path:
+def laion_head(content: bytes) -> None:
+    """A safetensors file is a head, or a `WeightsError`."""
+    with _file(content, ".safetensors") as path:
         try:
             head = read_head(path)
         except WeightsError as error:
             _check_message(error)
         else:
             assert head.layers
-
-
-def laion_index(content: bytes) -> None:
-    """So is one whose checksums are right, whatever its index says."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, member in {**_LAION, seeds.INDEX: content}.items():
-            archive.writestr(name, member)
-    laion_archive(buffer.getvalue())
 
 
 def conversation(content: bytes) -> None:
@@ -155,8 +143,7 @@ TARGETS: Final = {
     "tar": Target(tar, seeds.tars),
     "npy": Target(npy, seeds.npy_files),
     "card": Target(card, seeds.cards),
-    "laion-archive": Target(laion_archive, seeds.laion_archives),
-    "laion-index": Target(laion_index, seeds.laion_indexes),
+    "laion-head": Target(laion_head, seeds.laion_heads),
     "conversation": Target(conversation, seeds.conversations),
 }
 

@@ -140,7 +140,7 @@ def test_the_blockade_of_models_holds(card_file: str) -> None:
         text=True,
         check=False,
     )
-    assert "clip_autokeras_binary_nsfw.zip is blocked" in weights.stderr
+    assert "clip_autokeras_binary_nsfw.safetensors is blocked" in weights.stderr
     assert "torch is blocked" in library.stderr
     assert weights.returncode != 0 != library.returncode
 

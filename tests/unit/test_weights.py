@@ -112,7 +112,7 @@ def test_random_weights_are_a_seed_and_no_file() -> None:
     found = locate_weights(card())
     assert (found["encoder"].path, found["encoder"].sha256) == (None, "random:1")
     assert found["head"].path is not None
-    assert found["head"].path.name == "clip_autokeras_binary_nsfw.zip"
+    assert found["head"].path.name == "clip_autokeras_binary_nsfw.safetensors"
 
 
 def test_another_seed_has_another_fingerprint() -> None:

@@ -248,21 +248,24 @@ def _add_job(name: str, job: Callable[[JobOptions], int], argument: str, fields:
 
 def _option_type(field: str, group: str) -> Any:  # noqa: ANN401 - a type, for typer to read
     """Return the option of a field; its value stays text, which `JobOptions` validates."""
-    info = JobOptions.model_fields[field]
-    flag = f"--{field.replace('_', '-')}"
-    if info.annotation is bool:
-        return Annotated[bool | None, typer.Option(flag, help=_help(field), rich_help_panel=group)]
-    default = "" if info.default is None or info.is_required() else f" Default: {_as_text(info.default)}."
+    flag, metavar, default, text = option_help(field)
+    if JobOptions.model_fields[field].annotation is bool:
+        return Annotated[bool | None, typer.Option(flag, help=text, rich_help_panel=group)]
+    text += f" Default: {default}." if default else ""
     return Annotated[
         str | None,
-        typer.Option(
-            flag,
-            metavar=_METAVARS.get(field) or _metavar(info.annotation),
-            help=_help(field) + default,
-            show_default=False,
-            rich_help_panel=group,
-        ),
+        typer.Option(flag, metavar=metavar, help=text, show_default=False, rich_help_panel=group),
     ]
+
+
+def option_help(field: str) -> tuple[str, str, str, str]:
+    """Return an option's name, its values, its default and its meaning; empty where there is none."""
+    info = JobOptions.model_fields[field]
+    name = field.upper() if field == "input" else f"--{field.replace('_', '-')}"
+    if info.annotation is bool:
+        return name, "", "off", _help(field)
+    default = "" if info.default is None or info.is_required() else _as_text(info.default)
+    return name, _METAVARS.get(field) or _metavar(info.annotation), default, _help(field)
 
 
 def _metavar(type_: Any) -> str:  # noqa: ANN401 - any annotation
@@ -275,7 +278,11 @@ def _metavar(type_: Any) -> str:  # noqa: ANN401 - any annotation
 
 
 def _as_text(value: Any) -> str:  # noqa: ANN401 - any default
-    return ":".join(str(each) for each in value) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return ":".join(f"{each:g}" for each in value)
+    return (
+        f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+    )
 
 
 def _help(field: str) -> str:

@@ -6,12 +6,15 @@ import ast
 import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from nsfw_spark.options import JobOptions, job_options
 
 ROOT = Path(__file__).parents[2]
+OTHER_OPTIONS = {"--config", "--debug", "--help", "--table", "--images-per-shard", "--no-strict"}
+"""Options of commands that are no fields of `JobOptions`."""
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
 
 
@@ -23,18 +26,44 @@ def readme() -> str:
     return path.read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def options_table() -> ModuleType:
+    path = ROOT / "docs" / "options_table.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_options_is_made_of_the_options(options_table: ModuleType) -> None:
+    page = options_table.PAGE.read_text(encoding="utf-8")
+    assert page == options_table.page_with(options_table.tables(), page), "run: python docs/options_table.py"
+
+
 @pytest.mark.parametrize("field", sorted(set(JobOptions.model_fields) - {"input"}))
-def test_the_readme_names_each_option_of_run(readme: str, field: str) -> None:
-    assert f"--{field.replace('_', '-')}" in readme
+def test_the_page_of_options_names_each_option(options_table: ModuleType, field: str) -> None:
+    """Else the test above would hold with empty tables too."""
+    row = next(
+        line for line in options_table.tables().splitlines() if f"`--{field.replace('_', '-')}`" in line
+    )
+    assert str(JobOptions.model_fields[field].description).replace("\n", " ").replace("|", "\\|") in row
 
 
-def test_the_readme_names_no_option_that_does_not_exist(readme: str) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/*.md"])
+def test_pages_name_no_option_that_does_not_exist(page: str) -> None:
     """Lines of other programs (spark-submit's --packages) are not ours to know."""
-    known = {f"--{name.replace('_', '-')}" for name in JobOptions.model_fields}
-    known |= {"--config", "--debug", "--help"}
-    ours = [line for line in readme.splitlines() if "nsfw-spark " in line and "spark-submit" not in line]
-    used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "\n".join(ours)))
-    assert used <= known
+    known = {f"--{name.replace('_', '-')}" for name in JobOptions.model_fields} | OTHER_OPTIONS
+    for path in ROOT.glob(page):
+        lines = [
+            line
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if re.search(r"nsfw-spark (run|score|filter|export|models)\b", line)
+            and "spark-submit" not in line
+        ]
+        used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "\n".join(lines)))
+        assert used <= known, path
 
 
 def test_the_readme_names_each_column(readme: str) -> None:
@@ -101,3 +130,19 @@ def test_each_file_that_a_page_names_is_there(page: str) -> None:
     }
     assert named
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_the_tour_names_every_module_once() -> None:
+    tree = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8").partition("## Every file")[2]
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nsfw_spark").rglob("*.py")}
+    named = re.findall(r"^\| `(nsfw_spark/[\w/.]+\.py)` \|", tree, re.MULTILINE)
+    assert sorted(named) == sorted(modules)
+
+
+def test_the_one_hour_path_is_an_hour_long() -> None:
+    path = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    path = path.partition("## The one-hour path")[2].partition("\n## ")[0]
+    files = re.findall(r"^\d+\. `(nsfw_spark/[\w/.]+\.py)`", path, re.MULTILINE)
+    lines = sum(len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in files)
+    assert 20 <= len(files) <= 26
+    assert lines <= 4_800, lines

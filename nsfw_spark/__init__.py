@@ -1,14 +1,14 @@
 """Keeps unsafe images out of data sets, at any size.
 
-    files ─► source ─► images ─► score_udf ─►│ decode ─► batch ─► encoder ─► head │─► image_scores ─► filter
-                       image_id,             │ bytes     uint8    (N,D) f32  (N,) │   every image,       │
-                       content               └───────────── the scorer ───────────┘   good or bad        │
-                                                      safe_images, flagged_images, quarantined_images ◄──┘
+    files ─► source ─► images ─► scoring ──►│ decode ─► batch ─► encoder ─► head │─► image_scores ─► filter
+                       image_id,            │ bytes     uint8    (N,D) f32  (N,) │   every image,       │
+                       content              └───────────── the scorer ───────────┘   good or bad        │
+                                                     safe_images, flagged_images, quarantined_images ◄──┘
 
-Letters in shapes: N images in a batch, D numbers in an embedding, C classes of a model, S pixels on a side
-of what the encoder gets.
+Letters in shapes: N images in a batch, D numbers in an embedding, C classes of a model, S pixels on each side
+of the encoder's input.
 
-This top level is the scorer: it imports neither pyspark nor delta. The picture's outer parts are
+This top level is the scorer: it imports neither pyspark nor delta. The outer parts of the picture are in
 `nsfw_spark.spark`.
 
 Example:

@@ -49,10 +49,7 @@ def choose_card(
 
 
 def load_card(model: str | Path) -> ModelCard:
-    """Load a model card.
-
-    Args:
-        model: Name of a built-in card, or path of a card file (`.yaml`, `.yml`).
+    """Load a built-in card by its name, or a card file by its path (`.yaml`, `.yml`).
 
     Raises:
         ConfigError: The card is missing, or one of its fields is wrong.
@@ -149,11 +146,8 @@ def with_score_class(card: ModelCard, name: str | None) -> ModelCard:
     if name is None:
         return card
     if name not in card.head.choices:
-        expected = (
-            f"expected one of {', '.join(card.head.choices)}"
-            if card.head.choices
-            else "it has no classes and one score only: leave the option out"
-        )
+        classes = ", ".join(card.head.choices)
+        expected = f"expected one of {classes}" if classes else "it has no classes: leave the option out"
         raise ConfigError(f"score class {name!r} of the model {card.name}: {expected}")
     head = card.head.model_copy(update={"score": f"{card.head.kind}:{name}"})
     return card.model_copy(update={"head": head})

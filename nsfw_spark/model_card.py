@@ -17,17 +17,12 @@ from pydantic import AfterValidator, Field, model_validator
 
 from nsfw_spark.yaml_sections import Section
 
-Repository = Annotated[str, Field(pattern=r"^\w[\w.-]*/\w[\w.-]*$")]
-"""`owner/name`."""
-
-Revision = Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$")]
-"""A commit, a tag or a branch."""
-
+Repository = Annotated[str, Field(pattern=r"^\w[\w.-]*/\w[\w.-]*$")]  # owner/name
+Revision = Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$")]  # a commit, a tag or a branch
+# Top-level packages only: Python would run the outer package to find an inner one.
 Package = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
-"""An installed top-level package. Python would run the outer package to find an inner one."""
-
+# The library's own networks only: open_clip would download `hf-hub:…`.
 Architecture = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-"""A network that the library defines. The pattern excludes `hf-hub:…`, which open_clip would download."""
 
 
 def is_inside(path: str | Path) -> bool:
@@ -40,10 +35,6 @@ def _checked(file: str) -> str:
     if not is_inside(file):
         raise ValueError(f"got {file!r}; expected a relative path without `..`")
     return file
-
-
-InnerFile = Annotated[str, AfterValidator(_checked)]
-"""Path of a file inside a repository or package."""
 
 
 class WeightsSource(Section):
@@ -59,7 +50,7 @@ class WeightsSource(Section):
     """Your own file, relative to the card, in the card's folder or below."""
     random: int | None = None
     """Seed of random weights, for tests and benchmarks. Their scores mean nothing."""
-    file: InnerFile | None = None
+    file: Annotated[str, AfterValidator(_checked)] | None = None
     """Path inside the repository or the package."""
     revision: Revision | None = None
     """Commit of the repository."""
@@ -88,9 +79,6 @@ class WeightsSource(Section):
         return self.huggingface or self.github
 
 
-_Triple = tuple[float, float, float]
-
-
 class Preprocessing(Section):
     """How an image becomes the encoder's input. It must match the training of the model."""
 
@@ -116,9 +104,9 @@ class Preprocessing(Section):
     channels: Literal["rgb", "bgr"] = "rgb"
     scale: Literal[1, 255] = 255
     """Divisor of the pixels, before mean and std apply."""
-    mean: _Triple
+    mean: tuple[float, float, float]
     """Subtracted from the scaled pixels, per channel, in the order of `channels`."""
-    std: _Triple
+    std: tuple[float, float, float]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -232,33 +220,28 @@ class HeadCard(Section):
 
 
 class Size(Section):
-    """The size of a model; null where it is unknown."""
+    """The size of a model, in numbers and in millions of bytes; null where it is unknown."""
 
     parameters: Annotated[int, Field(gt=0)] | None = None
     """Trained numbers of encoder and head."""
     download_mb: Annotated[float, Field(gt=0)] | None = None
-    """Size of the download, millions of bytes; null also for weights from a Python package."""
     memory_mb: Annotated[float, Field(gt=0)] | None = None
-    """Peak memory of a process that scores batches of 16 on a CPU, millions of bytes."""
+    """Peak memory of a process that scores batches of 16 on a CPU."""
 
 
 class Accuracy(Section):
-    """One figure that the model's authors measured."""
+    """One figure that the model's authors measured, and the URL where they publish it."""
 
     measured: str
-    """The measure and its images."""
     value: str
     source: str
-    """URL of the publication."""
 
 
 class SecondsPerImage(Section):
-    """Rough cost of one image. The job sizes micro-batches with it."""
+    """Rough cost of one image on one core and on one GPU. The job sizes micro-batches with it."""
 
     cpu: Annotated[float, Field(gt=0)]
-    """Seconds of one core."""
     cuda: Annotated[float, Field(gt=0)]
-    """Seconds of one GPU."""
 
 
 class ModelCard(Section):

@@ -21,24 +21,11 @@ _LOGIN: Final = re.compile(
 )
 """User and password, or a token, before a host. A port or `abfss://container@account` does not match."""
 
-_NAMES: Final = (
-    "sig",  # Azure's shared access signatures
-    "x-amz-signature",
-    "x-amz-credential",
-    "x-amz-security-token",
-    "x-goog-signature",
-    "x-goog-credential",
-    "signature",
-    "awsaccesskeyid",
-    "googleaccessid",
-    "access_token",
-    "api_key",
-    "apikey",
-    "password",
-    "secret",
-    "token",
+_NAMES: Final = (  # sig: Azure's shared access signatures
+    "sig|signature|x-amz-signature|x-amz-credential|x-amz-security-token|x-goog-signature|x-goog-credential|"
+    "awsaccesskeyid|googleaccessid|access_token|api_?key|password|secret|token"
 )
-_PARAMETER: Final = re.compile(rf"([?&;](?:{'|'.join(_NAMES)})=)[^\s&;'\"<>)\]]+", re.IGNORECASE)
+_PARAMETER: Final = re.compile(rf"([?&;](?:{_NAMES})=)[^\s&;'\"<>)\]]+", re.IGNORECASE)
 """A query parameter that is a signature or a key."""
 
 

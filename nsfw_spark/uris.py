@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import Final
 
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.redact import has_credentials, redact
+
+HIDDEN: Final = ("_", ".")
+"""Files and folders that Spark skips have names that begin with one of these."""
 
 
 def is_schema(output: str) -> bool:
@@ -15,10 +19,7 @@ def is_schema(output: str) -> bool:
 
 
 def credentials_problem(uri: str) -> str | None:
-    """Return an error message for a URI with credentials, else None.
-
-    The URI would be part of each image_id and of Spark's logs.
-    """
+    """Return an error message for a URI with credentials, since image_ids and logs contain it; else None."""
     if not has_credentials(uri):
         return None
     return (
@@ -48,7 +49,7 @@ def is_listed_in(location: str, directory: str) -> bool:
     inner, outer = (_plain(absolute_uri(each)) for each in (location, directory))
     if not f"{inner}/".startswith(f"{outer}/"):
         return False
-    return not any(name.startswith(("_", ".")) for name in inner.removeprefix(outer).split("/"))
+    return not any(name.startswith(HIDDEN) for name in inner.removeprefix(outer).split("/"))
 
 
 def _plain(uri: str) -> str:

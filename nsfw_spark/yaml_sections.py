@@ -24,12 +24,7 @@ class Section(BaseModel):
 
 
 def parse_section(section: type[_S], text: str, *, origin: str) -> _S:
-    """Read YAML into a validated section.
-
-    Args:
-        section: The pydantic model of the text.
-        text: The YAML.
-        origin: Name of the file, for messages.
+    """Read YAML into a validated section; `origin` names the file in messages.
 
     Raises:
         ConfigError: The text is not a YAML mapping, or a field is unknown, missing or wrong.

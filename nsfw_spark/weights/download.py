@@ -41,7 +41,7 @@ class RemoteFile:
     identity: str
     """A text that changes with the content, for example the ETag."""
     append_to: Callable[[BinaryIO, int], None]
-    """Appends the bytes from an offset on to an open file; raises OSError or the hub client's HTTPError."""
+    """Appends the bytes from an offset on to an open file; raises OSError."""
     length: int | None = None
     """Bytes; None if the server does not say."""
     sha256: str | None = None
@@ -60,7 +60,7 @@ def download(remote: RemoteFile, target: Path, verify: Callable[[Path], object])
 
     Raises:
         WeightsError: The download is a wrong file. It is deleted.
-        OSError, HTTPError: The download broke off, or cannot be stored. The next download resumes it.
+        OSError: The download broke off, or cannot be stored. The next download resumes it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with _locked(_partial(remote, target)) as file:
@@ -86,11 +86,18 @@ def open_remote(source: WeightsSource, model_source: str | None = None) -> Remot
 
     Raises:
         ConfigError: No installed package reads the mirror's URI.
-        OSError, HTTPError: No network, no such file, or no permission.
+        OSError: No network, no such file, or no permission.
     """
-    if model_source is not None:
+    from huggingface_hub import constants
+
+    if model_source is not None:  # works offline too: it need not be on the internet
         return _open_mirrored(model_source, source)
-    return _open_on_github(source) if source.github else open_on_hub(source)
+    if constants.HF_HUB_OFFLINE:
+        raise OSError("HF_HUB_OFFLINE is set")
+    if source.huggingface is not None:
+        return _open_on_hub(source)
+    path = f"{source.github}/{source.revision}/{quote(str(source.file))}"
+    return _open_url(f"{source.github}/{source.file} on GitHub", f"https://raw.githubusercontent.com/{path}")
 
 
 def open_local(path: Path) -> RemoteFile:
@@ -109,12 +116,13 @@ def open_local(path: Path) -> RemoteFile:
     return RemoteFile(str(path), f"{path} {about.st_mtime_ns}", append_to, about.st_size)
 
 
-def open_on_hub(source: WeightsSource) -> RemoteFile:
-    """Ask the Hugging Face hub about a file.
+def in_short(error: OSError) -> str:
+    """Return an error as one short line, for messages."""
+    message = " ".join(str(error).split())[:100]
+    return message if type(error) is OSError else f"{type(error).__name__}: {message}"
 
-    Raises:
-        OSError, HTTPError: No network, no such file, or no permission.
-    """
+
+def _open_on_hub(source: WeightsSource) -> RemoteFile:
     from huggingface_hub import hf_hub_url
 
     repository, file = str(source.huggingface), str(source.file)
@@ -126,11 +134,18 @@ def open_on_hub(source: WeightsSource) -> RemoteFile:
     return _open_url(name, hf_hub_url(repository, file, revision=found.revision), is_on_hub=True)
 
 
-def _open_on_github(source: WeightsSource) -> RemoteFile:
-    path = f"{source.github}/{source.revision}/{quote(str(source.file))}"
-    return _open_url(f"{source.github}/{source.file} on GitHub", f"https://raw.githubusercontent.com/{path}")
+@contextmanager
+def _as_os_errors(*others: type[Exception]) -> Iterator[None]:
+    """Turn errors into OSErrors, because the clients of the hub and of clouds raise their own."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (OSError, *others)):
+            raise
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
+@_as_os_errors()
 def _open_url(name: str, url: str, *, is_on_hub: bool = False) -> RemoteFile:
     from huggingface_hub import get_hf_file_metadata
     from huggingface_hub.file_download import http_get
@@ -142,6 +157,7 @@ def _open_url(name: str, url: str, *, is_on_hub: bool = False) -> RemoteFile:
     # Uncompressed, because offsets count the file's own bytes.
     headers = {**build_hf_headers(token=token), "Accept-Encoding": "identity"}
 
+    @_as_os_errors()
     def append_to(file: BinaryIO, offset: int) -> None:
         http_get(url, file, resume_size=offset, headers=headers, expected_size=found.size)
 
@@ -196,17 +212,6 @@ def _with_arrow(uri: str, error: ImportError) -> tuple[AbstractFileSystem, str]:
     with _as_os_errors():
         files, path = FileSystem.from_uri(f"{_ARROWS_NAMES[scheme]}://{path}")
     return ArrowFSWrapper(files), path
-
-
-@contextmanager
-def _as_os_errors(*others: type[Exception]) -> Iterator[None]:
-    """Turn errors into OSErrors: each cloud's file system raises those of its own library."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, (OSError, *others)):
-            raise
-        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _bar(source: WeightsSource, length: int | None, offset: int) -> Any:  # noqa: ANN401 - tqdm has no types

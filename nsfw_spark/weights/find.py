@@ -17,7 +17,7 @@ from typing import Final
 
 from nsfw_spark.errors import WeightsError
 from nsfw_spark.model_card import ModelCard, WeightsSource
-from nsfw_spark.weights.download import RemoteFile, download, open_local, open_on_hub, open_remote
+from nsfw_spark.weights.download import RemoteFile, download, in_short, open_local, open_remote
 from nsfw_spark.weights.lockfile import with_lock
 
 _NO_DOWNLOAD: Final = "this step downloads nothing"
@@ -77,11 +77,6 @@ def fetch_weights(
 
     This ignores lock files, because `models lock` fetches before it pins: call `with_lock` first.
 
-    Args:
-        card: The model.
-        model_dir: The directory to fill.
-        model_source: URI of a mirror, laid out as a `model_dir`, in place of the hub and GitHub.
-
     Raises:
         ConfigError: No installed package reads the mirror's URI.
         WeightsError: A download failed, or the sha256 of a file differs from the pinned one.
@@ -129,12 +124,10 @@ def known_sources(card: ModelCard, files: Mapping[str, WeightsFile]) -> dict[str
 
     The commit stays unknown, with a warning, if the hub does not answer or has another file now.
     """
-    known = {}
-    for part, source in card.weights_sources.items():
-        if source.random is not None:
-            known[part] = source
-            continue
-        sha256, revision = files[part].sha256, source.revision
+    known = card.weights_sources
+    for part in known.keys() - card.random_parts:
+        source, sha256 = known[part], files[part].sha256
+        revision = source.revision
         if source.huggingface is not None and revision is None:
             revision = _revision_on_hub(source, sha256)
         known[part] = source.model_copy(update={"sha256": sha256, "revision": revision})
@@ -142,18 +135,14 @@ def known_sources(card: ModelCard, files: Mapping[str, WeightsFile]) -> dict[str
 
 
 def _revision_on_hub(source: WeightsSource, sha256: str) -> str | None:
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-
-    problem = _offline()
-    if problem is None:
-        try:
-            found = open_on_hub(source)
-        except (OSError, HTTPError) as error:
-            problem = _in_short(error)
-        else:
-            if found.sha256 == sha256:
-                return found.revision
-            problem = f"the hub has another file by now, sha256 {found.sha256 or 'unknown'}"
+    try:
+        found = open_remote(source)
+    except OSError as error:
+        problem = in_short(error)
+    else:
+        if found.sha256 == sha256:
+            return found.revision
+        problem = f"the hub has another file by now, sha256 {found.sha256 or 'unknown'}"
     _log.warning("%s/%s is locked without its commit: %s", source.repository, source.file, problem)
     return None
 
@@ -206,19 +195,16 @@ def _obtain(
 
     `forbidden` says why nothing may be downloaded.
     """
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-
     path, looked_in = _find(source, model_dir)
     if path is not None:
         return path
-    # A mirror works offline too: it need not be on the internet.
-    problem = forbidden or (None if model_source else _offline())
+    problem = forbidden
     if problem is None:
         target = _path_in_model_dir(source, model_dir) if model_dir else _path_in_cache(source)
         try:
             _store(open_remote(source, model_source), source, target)
-        except (OSError, HTTPError) as error:  # no network, no such file, no permission, cut off
-            problem = _in_short(error)
+        except OSError as error:  # no network, no such file, no permission, cut off
+            problem = in_short(error)
         else:
             return target
     server = model_source or ("GitHub" if source.github else "the hub")
@@ -259,16 +245,6 @@ def _path_in_cache(source: WeightsSource) -> Path:
     repository = str(source.repository).replace("/", "--")
     folder = Path(constants.HF_ASSETS_CACHE) / "nsfw-spark" / repository
     return folder / (source.revision or "main") / str(source.file)
-
-
-def _offline() -> str | None:
-    from huggingface_hub import constants
-
-    return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else None
-
-
-def _in_short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
 
 
 def _copy_to_model_dir(path: Path, source: WeightsSource, model_dir: Path) -> None:

@@ -39,10 +39,7 @@ class _Lock(Section):
 def with_lock(card: ModelCard, model_dir: Path | None = None, lock: Path | None = None) -> ModelCard:
     """Return the card with the pins of the lock file; without a lock file, the unchanged card.
 
-    Args:
-        card: The model.
-        model_dir: Directory with an optional lock file.
-        lock: A lock file that must exist, in place of the one in `model_dir`.
+    The lock file of `model_dir` is optional. A `lock` replaces it, and must exist.
 
     Raises:
         ConfigError: A field of the file is wrong.
@@ -67,12 +64,7 @@ def with_lock(card: ModelCard, model_dir: Path | None = None, lock: Path | None 
 
 
 def lock_weights(path: Path, card: ModelCard, sources: Mapping[str, WeightsSource]) -> None:
-    """Write the pins of a model into a lock file. The entries of other models stay.
-
-    Args:
-        path: The lock file; it is created if it is missing.
-        card: The model.
-        sources: The origin of each part, with its pins: see `known_sources`.
+    """Write the pins of a model, from `known_sources`, into a lock file. The entries of other models stay.
 
     Raises:
         ConfigError: A field of the existing file is wrong.

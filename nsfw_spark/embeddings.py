@@ -1,8 +1,8 @@
 """Scores embeddings that were computed elsewhere: a model without its encoder.
 
-In: a model card and vectors. Out: the scores that the card's heads give them. No encoder is loaded, nor any
-library that one would need. Whether the card's encoder made the vectors nobody can check; so the fingerprint
-is the heads' own, and differs from that of every whole model.
+In: a model card and vectors. Out: the scores of the card's heads. No encoder and no library of one is loaded.
+Nobody can check whether the card's encoder made the vectors; so the fingerprint is that of the heads alone,
+and differs from that of every whole model.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from nsfw_spark.scorer import Timings
 from nsfw_spark.weights import WeightsFile, locate_weights
 
 _TOLERANCE: Final = 1e-3
-"""Of a length: float16 moves it by less, and one so far off moves no score that is worth talking of."""
+"""Difference of a length from 1: float16 causes less, and it changes no score noticeably."""
 
 
 class EmbeddingsScorer:
-    """A model's heads, ready to score embeddings. Make one with `load_embeddings_scorer`.
+    """The heads of a model, ready to score embeddings. Make one with `load_embeddings_scorer`.
 
     Attributes:
         card: The model's card.
@@ -77,17 +77,17 @@ def load_embeddings_scorer(card: ModelCard, model_dir: Path | None = None) -> Em
 
     Raises:
         ConfigError: The model scores no embeddings.
-        WeightsError: A head's weights are absent, or not the ones that the card pins.
+        WeightsError: A head's weights are absent, or are not the ones that the card pins.
     """
     weights = _heads_weights(card, model_dir)
     return EmbeddingsScorer(card, load_heads(card, weights), _fingerprint(card, weights))
 
 
 def head_fingerprint(card: ModelCard, model_dir: Path | None = None) -> str:
-    """Return the hash of all that decides the score of a given embedding: 16 hexadecimal digits.
+    """Return the fingerprint of a card's heads: 16 hexadecimal digits.
 
     Raises:
-        ConfigError, WeightsError: As `load_embeddings_scorer`.
+        ConfigError, WeightsError: See `load_embeddings_scorer`.
     """
     return _fingerprint(card, _heads_weights(card, model_dir))
 
@@ -104,7 +104,7 @@ def _heads_weights(card: ModelCard, model_dir: Path | None) -> dict[str, Weights
 
 def _fingerprint(card: ModelCard, weights: Mapping[str, WeightsFile]) -> str:
     decisive = {
-        "input": "embeddings",  # no whole model's fingerprint is made of that
+        "input": "embeddings",  # so that no whole model has the same fingerprint
         "heads": card.decisive_of_heads(),
         "weights": {part: file.sha256 for part, file in weights.items()},
     }
@@ -112,13 +112,13 @@ def _fingerprint(card: ModelCard, weights: Mapping[str, WeightsFile]) -> str:
 
 
 def _unit_length(vectors: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], int]:
-    """Return vectors of unit length, and how many were not."""
+    """Return the vectors scaled to unit length, and the number of those that were not."""
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = np.sqrt(np.vecdot(vectors, vectors))  # (M,)
     others = np.flatnonzero(~(np.abs(lengths - 1) <= _TOLERANCE))
     if not others.size:
         return vectors, 0
-    exact = vectors[others].astype(np.float64)  # its range holds the squares of any float32
+    exact = vectors[others].astype(np.float64)  # float64 holds the square of any float32
     with np.errstate(invalid="ignore", divide="ignore"):
         exact /= np.linalg.norm(exact, axis=1, keepdims=True)
     units = vectors.copy()

@@ -25,79 +25,44 @@ from nsfw_spark.model import Predictor
 from nsfw_spark.model_card import ModelCard, Preprocessing
 
 
-@dataclass
-class Timings:
-    """Where a scorer's time went."""
-
-    decode_seconds: float = 0.0
-    """Decoding and resizing."""
-    wait_seconds: float = 0.0
-    """Waiting for the model."""
-    encode_seconds: float = 0.0
-    """Of the device, for these images."""
-    encoded: float = 0.0
-    """Images that the model saw; with `strict`, views of them."""
-    batch_slots: float = 0.0
-    """Images that would have fitted into their forward passes."""
-    normalized: float = 0.0
-    """Vectors that were not of unit length."""
-    second: float = 0.0
-    """Images that the second model of a cascade looked at."""
-
-    def __add__(self, other: Timings) -> Timings:
-        return Timings(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
-
-    @property
-    def batch_fill(self) -> float | None:
-        """How full the forward passes were, 0 to 1; None without any."""
-        return self.encoded / self.batch_slots if self.batch_slots else None
-
-    def count(self, predictions: Predictions) -> None:
-        """Count one batch."""
-        self.wait_seconds += predictions.wait_seconds
-        self.encode_seconds += predictions.encode_seconds
-        self.encoded += len(predictions)
-        self.batch_slots += predictions.batch_slots
-
-
 @dataclass(frozen=True)
 class ImageScore:
-    """What there is to know of one image: a score, or why there is none."""
+    """The result for one image: a score, or the reason why there is none."""
 
     status: Status
     error: str | None = None
-    """For people; None when ok."""
+    """Why there is no score, for people; None when ok."""
     nsfw_score: float | None = None
     """In [0, 1], 1 = NSFW; None unless ok."""
     class_scores: dict[str, float] | None = None
-    """By class; None where the model has no classes."""
+    """Score of each class; None unless ok, and for a model without classes."""
     embedding: npt.NDArray[np.float32] | None = None
-    """float32, shape (D,), L2 norm 1; None unless ok or where the model has none."""
+    """float32, shape (D,), L2 norm 1; None unless ok, and for a model without one."""
     other_scores: dict[str, float] | None = None
-    """By name of the card's other heads; None unless ok or where it has none."""
+    """Score of each further head of the card; None unless ok, and for a card without further heads."""
     length: int | None = None
     """Bytes of the encoded image."""
     content_sha256: str | None = None
     """Hexadecimal."""
     width: int | None = None
-    """Pixels, as stored, before orientation; None when unreadable."""
+    """Pixels as stored, before orientation; None when unreadable."""
     height: int | None = None
-    """Pixels, as stored, before orientation; None when unreadable."""
+    """Pixels as stored, before orientation; None when unreadable."""
     format: str | None = None
     """`JPEG`, `PNG`, …; None when unreadable."""
     frames_scored: int | None = None
-    """Frames or pages whose views count; None unless the scorer is strict, and where nothing was decoded."""
+    """Number of frames or pages with a view; None without `strict`, and if nothing was decoded."""
     scored_view: str | None = None
-    """The view that these scores and the embedding are of; None where `frames_scored` is."""
+    """The view with these scores and this embedding; None without `strict`."""
     first_score: float | None = None
-    """Of a cascade's first model; None unless ok, and where there is no cascade."""
+    """Score of a cascade's first model; None unless ok, and without a cascade."""
     second_score: float | None = None
-    """Of a cascade's second model; None unless ok, and where it was not asked."""
+    """Score of a cascade's second model; None unless ok, and if it did not see the image."""
     decided_by: str | None = None
-    """Name of the model whose score `nsfw_score` is, in a cascade; None unless ok."""
+    """Name of the model whose score counts, in a cascade; None unless ok."""
 
-    def column(self, name: str) -> Any:  # noqa: ANN401 - as its type in the tables is
-        """Return what a column of image_scores says: a field of this name, or the score of another head."""
+    def column(self, name: str) -> Any:  # noqa: ANN401 - the type of that column
+        """Return the value of a column of image_scores: a field, or the score of a further head."""
         if name in self.__dataclass_fields__:
             return getattr(self, name)
         return None if self.other_scores is None else self.other_scores[name.removesuffix("_score")]
@@ -110,29 +75,58 @@ def unscored(
     length: int | None = None,
     digest: str | None = None,
 ) -> ImageScore:
-    """Return what is known of an image before the model has seen it.
+    """Return the row of an image before the model has seen it.
 
     Args:
-        status: `ok` where the model shall see it.
-        error: For people; None when ok.
+        status: `ok` for an image that goes to the model.
+        error: Why it does not; None when ok.
         header: None when unreadable.
-        length: Bytes of the encoded image; None where it could not be read.
-        digest: SHA-256 of these, hexadecimal.
+        length: Bytes of the encoded image; None if it could not be read.
+        digest: Its SHA-256, hexadecimal.
     """
     width, height, format_ = (header.width, header.height, header.format) if header else (None, None, None)
     return ImageScore(
-        status,
-        error,
-        length=length,
-        content_sha256=digest,
-        width=width,
-        height=height,
-        format=format_,
+        status, error, length=length, content_sha256=digest, width=width, height=height, format=format_
     )
 
 
+@dataclass
+class Timings:
+    """Seconds that a scorer spent, and counts to explain them; tasks add them up."""
+
+    decode_seconds: float = 0.0
+    """Seconds of decoding and resizing."""
+    wait_seconds: float = 0.0
+    """Seconds that the task waited for the model."""
+    encode_seconds: float = 0.0
+    """Seconds of the device, for these images."""
+    encoded: float = 0.0
+    """Images that the model saw; with `strict`, views."""
+    batch_slots: float = 0.0
+    """Capacity of their forward passes, in images."""
+    normalized: float = 0.0
+    """Vectors of the input that were not of unit length."""
+    second: float = 0.0
+    """Images that the second model of a cascade saw."""
+
+    def __add__(self, other: Timings) -> Timings:
+        return Timings(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def batch_fill(self) -> float | None:
+        """How full the forward passes were, 0 to 1; None without any."""
+        return self.encoded / self.batch_slots if self.batch_slots else None
+
+    def count(self, predictions: Predictions) -> None:
+        """Add the costs of one batch."""
+        self.wait_seconds += predictions.wait_seconds
+        self.encode_seconds += predictions.encode_seconds
+        self.encoded += len(predictions)
+        self.batch_slots += predictions.batch_slots
+
+
 class Decoder(Protocol):
-    """Decodes one image as `decode` does: in this process, or with more caution (`isolation`)."""
+    """A function like `decode`: itself, or one that survives crashes (`isolation`)."""
 
     def __call__(
         self, content: bytes | None, preprocessing: Preprocessing, /, **options: Unpack[DecodeOptions]
@@ -349,12 +343,12 @@ def _rank(row: ImageScore) -> float:
 
 
 def scores_fingerprint(model_fingerprint: str, *, strict: bool) -> str:
-    """Return the fingerprint of scores: those of several views do not compare with those of the centre."""
+    """Return the fingerprint of scores: scores of several views do not compare with scores of the centre."""
     return f"{model_fingerprint}-strict" if strict else model_fingerprint
 
 
 def _score_error(nsfw_score: float, others: Mapping[str, float]) -> str | None:
-    """Say which number is no score; None if all are."""
+    """Return the numbers that are no scores, for a message; None if all are."""
     if not 0 <= nsfw_score <= 1:  # NaN included
         return f"{nsfw_score} for this image"
     wrong = [f"{score} as {name}_score" for name, score in others.items() if not math.isfinite(score)]

@@ -1,9 +1,10 @@
-"""How executors come to a model's weights where they do not share the driver's directory.
+"""How executors get a model's weights if they do not share the driver's directory.
 
-Two ways: each machine asks a mirror for what it lacks; or the driver ships the files through Spark
-(`addArtifacts`, on classic clusters `SparkContext.addFile`), which sends one copy to each executor before its
-first task there, whole or not at all, and removes it with the executor. On the driver: `deliver`, then
-`Delivery.send`. In a Python worker: `Delivery.received`.
+There are two ways. Each machine downloads missing files from a mirror. Or the driver ships the files through
+Spark (`addArtifacts`, on classic clusters `SparkContext.addFile`): Spark sends one copy to each executor
+before its first task, and removes it with the executor. On the driver: `deliver`, then `Delivery.send`. In a
+Python
+worker: `Delivery.received`.
 """
 
 from __future__ import annotations
@@ -35,27 +36,27 @@ class ShippedFile:
     model: str
     """Name of the card."""
     part: str
-    """Of the model: see `ModelCard.weights_sources`."""
+    """Part of the model: see `ModelCard.weights_sources`."""
     path: Path
-    """On the driver."""
+    """Its path on the driver."""
     sha256: str
 
     @property
     def name(self) -> str:
-        """Its name on the executors, where all that is shipped lies in one directory."""
+        """Its name on the executors, unique in their one directory of shipped files."""
         return f"nsfw-spark-{self.sha256[:16]}-{self.path.name}"
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """Where an executor has the weights from. Small and picklable: it travels there."""
+    """Where an executor gets the weights. Small and picklable: it travels there."""
 
     model_source: str | None = None
-    """URI of a mirror that is asked for what lies neither in the model directory nor in the cache."""
+    """URI of a mirror for files that are neither in the model directory nor in the cache."""
     shipped: tuple[ShippedFile, ...] = ()
 
     def send(self, spark: SparkSession) -> None:
-        """Hand the files that are to be shipped to Spark.
+        """Give the shipped files to Spark.
 
         Raises:
             WeightsError: There is no room for a copy on the driver.
@@ -66,15 +67,15 @@ class Delivery:
     def received(
         self, card: ModelCard, model_dir: Path | None, parts: Collection[str] | None = None
     ) -> tuple[ModelCard, Path | None]:
-        """Return what to load on this executor: the card, and where its weights are looked for.
+        """Return the card to load on this executor, and the directory with its weights.
 
         Args:
             card: The model.
-            model_dir: The driver's.
-            parts: Those that are needed, of `card.weights_sources`; None: all.
+            model_dir: The driver's directory.
+            parts: The needed parts of `card.weights_sources`; None means all.
 
         Raises:
-            WeightsError: The mirror cannot be reached or lacks a file, or Spark has sent none.
+            WeightsError: The mirror cannot be reached or lacks a file, or Spark sent no file.
         """
         if self.shipped:
             return card.with_weights_sources(
@@ -86,7 +87,7 @@ class Delivery:
 
 
 AS_ON_DRIVER: Final = Delivery()
-"""The weights lie in the same directory on all machines, or in the cache of each."""
+"""The weights are in the same directory on all machines, or in the cache of each."""
 
 
 def deliver(
@@ -99,17 +100,17 @@ def deliver(
     """Make sure that the driver has the weights, and return how the executors get them.
 
     Args:
-        models: With the directory where weights lie, and where those of a mirror go.
+        models: Cards, and the directory that has the weights or receives those of a mirror.
         model_source: URI of a mirror.
-        ship: Whether the driver sends them.
-        parts: Those that are needed, of `card.weights_sources`; None: all.
+        ship: Whether the driver sends the weights.
+        parts: The needed parts of `card.weights_sources`; None means all.
 
     Raises:
-        ConfigError: Nothing here reads the mirror's URI, or the lock file is wrong.
-        WeightsError: Weights absent, or not the ones that card or lock file pin.
+        ConfigError: No installed library reads the mirror's URI, or the lock file is wrong.
+        WeightsError: Weights are absent, or are not the ones that card or lock file pin.
     """
     if model_source is not None:
-        model_source = absolute_uri(model_source)  # the workers' directory is another
+        model_source = absolute_uri(model_source)  # workers have another current directory
         for model in models:
             obtain_missing(model.card, model.model_dir, model_source=model_source, parts=parts)
     if not ship:
@@ -128,14 +129,14 @@ def _received(card: ModelCard, file: ShippedFile) -> WeightsSource:
     path = Path(SparkFiles.get(file.name))
     if not path.is_file():
         raise WeightsError(
-            f"{card.name}: {file.path.name} was to be shipped to this executor, and {path} is not there. Was "
-            "this DataFrame made in another session? Make it anew"
+            f"{card.name}: {file.path.name} should be shipped to this executor, but {path} is missing. If "
+            "this DataFrame was made in another session, make it again"
         )
     return WeightsSource(path=path, sha256=file.sha256)
 
 
 def _named(file: ShippedFile) -> Path:
-    """Return the file under its name on the executors: Spark resolves links, and keeps the name it finds."""
+    """Return a link to the file, or a copy, that has the file's name on the executors."""
     path = _folder() / file.name
     if not path.exists():
         try:
@@ -156,7 +157,7 @@ def _link_or_copy(path: Path, new: Path) -> None:
 
 @lru_cache(maxsize=1)
 def _folder() -> Path:
-    """Return a directory of this driver's own: executors that start later want the files too."""
+    """Return this driver's own directory; it stays, since executors that start later need the files too."""
     folder = Path(tempfile.mkdtemp(prefix="nsfw-spark-ship-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

@@ -28,7 +28,7 @@ from pyspark.sql.types import (
 
 
 def _column(name: str, type_: DataType, comment: str) -> StructField:
-    # Nullable, all: Spark demands it of a UDF's struct, and a bad image has few of them.
+    # All are nullable: Spark requires it of a UDF's struct, and a bad image has few values.
     return StructField(name, type_, nullable=True, metadata={"comment": comment})
 
 
@@ -37,20 +37,28 @@ IMAGE_ID: Final = _column("image_id", StringType(), "URI of the file; the key of
 SCORE: Final = StructType(
     [
         _column("length", LongType(), "bytes of the encoded image"),
-        _column("content_sha256", StringType(), "of the encoded image, hexadecimal"),
+        _column("content_sha256", StringType(), "SHA-256 of the encoded image, hexadecimal"),
         _column("width", IntegerType(), "pixels as stored, before EXIF orientation; null when unreadable"),
         _column("height", IntegerType(), "pixels as stored, before EXIF orientation; null when unreadable"),
         _column("format", StringType(), "JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, MPO; null when unreadable"),
         _column("status", StringType(), "ok, or why there is no score"),
-        _column("error", StringType(), "what is wrong with the image, for people; null when ok"),
+        _column("error", StringType(), "why there is no score, for people; null when ok"),
         _column("nsfw_score", FloatType(), "0 (safe) to 1 (not safe for work); null unless ok"),
-        _column("class_scores", MapType(StringType(), FloatType()), "for models with classes; else null"),
-        _column("embedding", ArrayType(FloatType()), "of length 1; null unless ok or the model has none"),
-        _column("frames_scored", IntegerType(), "frames or pages whose views count; null unless --strict"),
-        _column("scored_view", StringType(), "the view that the scores are of; null unless --strict"),
+        _column(
+            "class_scores",
+            MapType(StringType(), FloatType()),
+            "score of each class; null unless ok, and for models without classes",
+        ),
+        _column(
+            "embedding",
+            ArrayType(FloatType()),
+            "L2-normalised vector; null unless ok, and for models without one",
+        ),
+        _column("frames_scored", IntegerType(), "number of frames or pages; null without --strict"),
+        _column("scored_view", StringType(), "the view with the highest score; null without --strict"),
     ]
 )
-"""What the UDF returns for one image, besides `other_scores`."""
+"""The columns of one image's scores; `scores` adds those of further heads and of a cascade."""
 
 MODEL: Final = StructType(
     [
@@ -60,18 +68,20 @@ MODEL: Final = StructType(
         _column("scored_at", TimestampType(), "when its micro-batch began"),
     ]
 )
-"""What a run adds to each image."""
+"""The columns that a run adds to each image."""
 
-MODIFICATION_TIME: Final = _column("modification_time", TimestampType(), "of the file, when it was scored")
-"""What sources know whose images lie in files."""
+MODIFICATION_TIME: Final = _column(
+    "modification_time", TimestampType(), "of the file, at the time of scoring"
+)
+"""Extra column of sources of files."""
 
 SOURCE_FILE: Final = _column(
     "source_file", StringType(), "URI of the file that holds this image among others"
 )
-"""What sources know besides whose files hold many images."""
+"""Extra column of sources whose files hold many images (tars, Parquet)."""
 
-TIMINGS: Final = _column("_timings", ArrayType(DoubleType()), "fields of scorer.Timings, of a few rows")
-"""Travels with the rows to where they are counted, and is dropped before they are written."""
+TIMINGS: Final = _column("_timings", ArrayType(DoubleType()), "fields of scorer.Timings, for several rows")
+"""Travels with the rows to the place where they are counted; dropped before they are written."""
 
 CONTENT: Final = _column("content", BinaryType(), "the encoded image")
 
@@ -79,44 +89,48 @@ RUNS: Final = StructType(
     [
         _column("run_id", StringType(), "as in image_scores"),
         _column("command", StringType(), "run, score or filter"),
-        _column("started_at", TimestampType(), "when the job began, Spark's start not included"),
-        _column("seconds", DoubleType(), "of the whole job, Spark's start not included"),
-        _column("score_seconds", DoubleType(), "of these, scoring and writing image_scores"),
-        _column("filter_seconds", DoubleType(), "of these, writing the filtered tables"),
-        _column("decode_seconds", DoubleType(), "of all tasks together, decoding and resizing"),
-        _column("wait_seconds", DoubleType(), "of all tasks together, waiting for the model"),
-        _column("encode_seconds", DoubleType(), "of all models together, encoding"),
+        _column("started_at", TimestampType(), "start of the job; Spark's own start is not included"),
+        _column("seconds", DoubleType(), "of the whole job; Spark's start is not included"),
+        _column("score_seconds", DoubleType(), "spent on scoring and writing image_scores"),
+        _column("filter_seconds", DoubleType(), "spent on writing the filtered tables"),
+        _column("decode_seconds", DoubleType(), "spent by all tasks together on decoding and resizing"),
+        _column("wait_seconds", DoubleType(), "spent by all tasks together on waiting for the model"),
+        _column("encode_seconds", DoubleType(), "spent by all models together on encoding"),
         _column("batch_fill", DoubleType(), "0 to 1: how full the forward passes were; null without any"),
         _column("normalized", LongType(), "embeddings of the input that were not of unit length"),
-        _column("input", StringType(), "where the images came from"),
-        _column("checkpoint", StringType(), "name and id of what Spark remembers of this input"),
-        _column("outcome", StringType(), "done, or interrupted: then a later run wrote this row"),
-        _column("last_batch", LongType(), "last micro-batch of this input, all of whose files have rows"),
+        _column("input", StringType(), "URI or name of the input"),
+        _column("checkpoint", StringType(), "name and id of the input's checkpoint"),
+        _column("outcome", StringType(), "running; done; or interrupted, as a later run found out"),
+        _column("last_batch", LongType(), "last micro-batch; all its files have rows"),
         _column("images", LongType(), "rows that this run added to image_scores"),
-        _column("ok", LongType(), "of these, with a score"),
-        _column("safe", LongType(), "of these, in safe_images"),
-        _column("flagged", LongType(), "of these, in flagged_images"),
-        _column("quarantined", LongType(), "of these, in quarantined_images"),
-        _column("second", LongType(), "of these, seen by the second model; null without a cascade"),
-        _column("image_scores_version", LongType(), "of image_scores, when this row was written"),
-        _column("threshold", DoubleType(), "safe if nsfw_score is below; null under a policy file"),
-        _column("policy", StringType(), "SQL, true for safe images; null where nothing was filtered"),
-        _column("model", StringType(), "name of the model card; null where nothing was scored"),
+        _column("ok", LongType(), "of these images: with a score"),
+        _column("safe", LongType(), "of these images: in safe_images; null for score"),
+        _column("flagged", LongType(), "of these images: in flagged_images; null for score"),
+        _column("quarantined", LongType(), "of these images: without a score"),
+        _column("second", LongType(), "of these images: seen by the second model; null without a cascade"),
+        _column("image_scores_version", LongType(), "version of image_scores when this row was written"),
+        _column("threshold", DoubleType(), "an image is safe if nsfw_score is below; null for a policy"),
+        _column("policy", StringType(), "SQL, true for safe images; null if nothing was filtered"),
+        _column("model", StringType(), "name of the model card; null if nothing was scored"),
         _column("model_fingerprint", StringType(), "as in image_scores"),
         _column("versions", MapType(StringType(), StringType()), "of the libraries that decide a score"),
     ]
 )
-"""One row a run."""
+"""The columns of the table runs."""
 
 
 CASCADE: Final = StructType(
     [
-        _column("first_score", FloatType(), "of a cascade's first model; null unless ok"),
-        _column("second_score", FloatType(), "of its second model, where that was asked; null unless ok"),
-        _column("decided_by", StringType(), "name of the model whose score nsfw_score is; null unless ok"),
+        _column("first_score", FloatType(), "score of a cascade's first model; null unless ok"),
+        _column(
+            "second_score",
+            FloatType(),
+            "score of its second model; null unless ok, and for images that it did not see",
+        ),
+        _column("decided_by", StringType(), "name of the model whose score counts; null unless ok"),
     ]
 )
-"""What is known of an image besides, where two models score."""
+"""Extra columns of a cascade."""
 
 
 def scores(heads: Iterable[str] = (), *, is_cascade: bool = False) -> StructType:
@@ -124,7 +138,7 @@ def scores(heads: Iterable[str] = (), *, is_cascade: bool = False) -> StructType
 
     Args:
         heads: The model's other heads.
-        is_cascade: Whether a second model looks at some images.
+        is_cascade: Whether a second model scores some images again.
     """
     return StructType([*SCORE.fields, *other_scores(heads), *(CASCADE.fields if is_cascade else [])])
 
@@ -140,9 +154,9 @@ def image_scores(source: StructType, scores: StructType = SCORE, *, keep_content
     """Return the columns of `image_scores` and of the three filtered tables.
 
     Args:
-        source: What the source gives: `image_id`, and what it carries along.
-        scores: What scoring gives: `scores`.
-        keep_content: Whether the encoded images are kept.
+        source: The source's columns: `image_id`, and the columns that it carries along.
+        scores: The columns of `scores`.
+        keep_content: Whether the tables keep the encoded images.
     """
     image_id, *carried = source.fields
     content = [CONTENT] if keep_content else []
@@ -150,18 +164,18 @@ def image_scores(source: StructType, scores: StructType = SCORE, *, keep_content
 
 
 def is_ours(name: str) -> bool:
-    """Whether a column of image_scores has this name, upper and lower case alike, whatever the source."""
+    """Whether every image_scores has a column of this name; case is ignored, as in SQL."""
     ours = [IMAGE_ID, *SCORE, *MODEL, MODIFICATION_TIME, SOURCE_FILE, CONTENT, TIMINGS]
     return name.lower() in {field.name for field in ours}
 
 
 def quoted(name: str) -> str:
-    """Return a column's name as SQL takes it literally, dots and back-quotes included."""
+    """Quote a column's name, so that SQL takes dots and back-quotes literally."""
     return f"`{name.replace('`', '``')}`"
 
 
 def arrow_schema(columns: StructType) -> pa.Schema:
     """Return Spark's columns as Arrow's."""
-    # Spark 4.2 wants to be told the time zone of timestamps, which earlier versions took for UTC.
+    # Spark 4.2 needs the time zone of timestamps; earlier versions assume UTC.
     zone = {"timezone": "UTC"} if "timezone" in inspect.signature(to_arrow_schema).parameters else {}
     return to_arrow_schema(columns, **zone)  # type: ignore[arg-type]

@@ -1,7 +1,10 @@
-"""Which GPU a task uses.
+"""The scorer of a task, in the Python worker that runs it.
 
-Spark's GPU-aware scheduling gives each task an address, as conf/discover_gpus.sh found it; in local mode it
-gives none, and GPUs are dealt out by partition. Runs inside a task; imports no model library.
+Its model is the model host's, which all tasks of the executor share, or it is loaded here, once for each
+Python worker. Also here: which GPU the task uses, which executor it belongs to, and how it decodes.
+
+Executors import this module by name. A cache in the job's own script would be pickled with the UDF and begin
+empty in every task.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from nsfw_spark.cascade import Cascade
-from nsfw_spark.decode import DecodeOptions, decode
+from nsfw_spark.decode import decode
 from nsfw_spark.errors import WeightsError
 from nsfw_spark.host import HostedModel, HostSpec, HostUnavailableError, Owner
 from nsfw_spark.isolation import GuardedDecoder, IsolatedDecoder
@@ -33,122 +36,8 @@ from nsfw_spark.spark.delivery import Delivery
 from nsfw_spark.spark.progress import from_executor
 from nsfw_spark.spark.scorer_spec import ScorerSpec
 
-_UUIDS: Final = ("MIG-", "GPU-")
-
-
-def task_device(requested: str) -> str:
-    """Return the device for the current task.
-
-    Where Spark gave a UUID, this process, and so the model host that it starts, sees that device alone from
-    then on: CUDA shows a process one MIG device at most, whatever is listed, and no index names another. Only
-    where CUDA runs in this process already (no model host, and an earlier task had another address) does it
-    come too late: the worker then keeps its first device.
-
-    Args:
-        requested: `auto`, `cpu`, `cuda` or `cuda:N`.
-
-    Returns:
-        `cpu`; `cuda:N`; or `auto:N`: GPU N where the model's library can use it, else the CPU.
-    """
-    if requested not in {"auto", "cuda"}:
-        return requested
-    context = TaskContext.get()
-    assigned = context.resources().get("gpu") if context else None
-    if assigned is not None:
-        address = assigned.addresses[0]
-        if address.startswith(_UUIDS):
-            os.environ["CUDA_VISIBLE_DEVICES"] = address
-        return f"cuda:{device_index(address, os.environ.get('CUDA_VISIBLE_DEVICES'))}"
-    partition = context.partitionId() if context else 0
-    return f"{requested}:{partition % max(1, num_visible_gpus())}"
-
-
-def device_index(address: str, visible: str | None) -> int:
-    """Map the address that Spark gave to the index that CUDA counts by.
-
-    Args:
-        address: From the executor's discovery script: an index, or a UUID, which is then the only visible
-            device.
-        visible: `CUDA_VISIBLE_DEVICES` of this process; None where nobody set it.
-    """
-    if not address.isdecimal():
-        return 0
-    if visible is None:
-        return int(address)
-    devices = [device.strip() for device in visible.split(",") if device.strip()]
-    if address in devices:
-        return devices.index(address)
-    # Someone narrowed the list already, and the address counts within it: it must not be mapped again.
-    return int(address) % max(1, len(devices))
-
-
-def num_visible_gpus() -> int:
-    """Count the NVIDIA GPUs that this process may use, without loading CUDA."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        devices = [device.strip() for device in visible.split(",") if device.strip() not in {"", "-1"}]
-        # Of several MIG devices CUDA shows the first.
-        return 1 if any(device.startswith("MIG-") for device in devices) else len(devices)
-    driver = Path("/proc/driver/nvidia/gpus")
-    return len(list(driver.iterdir())) if driver.is_dir() else 0
-
-
-def this_executor() -> Owner:
-    """Return the executor of this Python worker; in local mode the driver.
-
-    Spark tells each worker the directories of its executor's block manager. They are made when the executor
-    (or, in local mode, the SparkContext) begins, have a random name, and are removed when it ends in order.
-    Its process tells the rest: a killed one removes nothing.
-    """
-    directories = os.environ.get("SPARK_LOCAL_DIRS", "")
-    directory = next((each for each in directories.split(",") if os.path.isdir(each)), None)  # noqa: PTH112
-    jvm = _jvm()
-    name = directories or (f"process {jvm.pid} of {jvm.create_time()}" if jvm else "unknown")
-    if jvm is None:
-        return Owner(name, directory=directory)
-    return Owner(name, jvm.pid, jvm.create_time(), directory)
-
-
-def _jvm() -> psutil.Process | None:
-    """Return the Java process above this one: the parent, or the parent of Spark's Python daemon.
-
-    None where the workers live in a sandbox that hides it.
-    """
-    try:
-        return next((each for each in psutil.Process().parents() if "java" in each.name()), None)
-    except psutil.Error:
-        return None
-
-
 _log = logging.getLogger(__name__)
-
-
-@contextmanager
-def task_decoder(timeout_seconds: float, *, isolated: bool) -> Iterator[Decoder]:
-    """Yield the decoder for the current task; outside of Spark, whose process is not ours to end, `decode`.
-
-    Args:
-        timeout_seconds: For each image.
-        isolated: Decode in a child process at the first attempt too.
-    """
-    context = TaskContext.get()
-    if context is None:
-        yield decode
-        return
-    with ExitStack() as stack:
-        if isolated or context.attemptNumber() > 0:
-            try:
-                decoder = stack.enter_context(IsolatedDecoder(timeout_seconds))
-            except OSError as error:
-                _log.warning(
-                    "no child process can be started here (%s): images are decoded in the Python worker, and "
-                    "one that ends it fails its task",
-                    error,
-                )
-            else:
-                yield decoder
-                return
-        yield stack.enter_context(GuardedDecoder(timeout_seconds))
+_UUIDS: Final = ("MIG-", "GPU-")
 
 
 @contextmanager
@@ -156,40 +45,39 @@ def task_scorer(spec: ScorerSpec, expected_fingerprint: str) -> Iterator[Scorer 
     """Yield the scorer for the current task.
 
     Args:
-        spec: What to score with.
-        expected_fingerprint: Of the scores, as the driver computed it.
+        spec: Models and options of the scorer.
+        expected_fingerprint: Fingerprint of the scores, as the driver computed it.
 
     Raises:
-        WeightsError: This executor's weights are absent, or not the driver's.
-        DeviceError: With the same weights, its scores are not those of the rows that are there.
+        WeightsError: This executor's weights are absent, or differ from the driver's.
+        DeviceError: The weights are the same, but this machine computes other scores than the table's rows.
     """
-    options = DecodeOptions(max_pixels=spec.max_pixels, max_bytes=spec.max_bytes, strict=spec.strict)
     models = [_received(model, spec.delivery) for model in spec.models]
     with ExitStack() as stack:
         predictors = stack.enter_context(_predictors(spec, models))
-        found = spec.fingerprint([predictor.fingerprint for predictor in predictors])
-        check_fingerprint(found, expected_fingerprint, spec.name)
+        fingerprint = spec.fingerprint([predictor.fingerprint for predictor in predictors])
+        check_fingerprint(fingerprint, expected_fingerprint, spec.name)
         decoder = stack.enter_context(task_decoder(spec.decode_timeout_seconds, isolated=spec.isolated))
         first, *second = (
-            Scorer(model.card, predictor, decoder=decoder, **options)
+            Scorer(model.card, predictor, decoder=decoder, **spec.decode)
             for model, predictor in zip(models, predictors, strict=True)
         )
-        scorer = Cascade(first, second[0], *spec.band) if second else first
+        scorer = first if spec.band is None else Cascade(first, second[0], *spec.band)
         if spec.self_check is not None:
             check_same(scorer.self_check, spec.self_check, spec.name)
         yield scorer
 
 
-def check_fingerprint(found: str, expected: str, model: str) -> None:
+def check_fingerprint(actual: str, expected: str, model: str) -> None:
     """Make sure that this executor has the driver's model.
 
     Raises:
-        WeightsError: Its weights are others.
+        WeightsError: The fingerprints differ.
     """
-    if found != expected:
+    if actual != expected:
         raise WeightsError(
-            f"this executor's {model} has the fingerprint {found}, the driver's {expected}: other "
-            "weights lie here. Give all the same --model-dir, or empty this node's Hugging Face cache."
+            f"this executor's {model} has the fingerprint {actual}, the driver's {expected}: other weights "
+            "are here. Give all machines the same --model-dir, or empty this node's Hugging Face cache"
         )
 
 
@@ -224,7 +112,7 @@ def _own_model(spec: ModelSpec) -> Model:
     return load_model(spec)
 
 
-_without_host: list[str] = []  # why this Python worker does without
+_without_host: list[str] = []  # why this Python worker loads the model itself
 
 
 def _can_be_hosted() -> bool:
@@ -248,29 +136,143 @@ def _task_name() -> str:
     return f"task {context.taskAttemptId()} (partition {context.partitionId()}{address})"
 
 
-_COLUMN = "self_check"
+@contextmanager
+def task_decoder(timeout_seconds: float, *, isolated: bool) -> Iterator[Decoder]:
+    """Yield the decoder for the current task: guarded at first, isolated after a failed attempt.
+
+    An image that ends the decoder ends the Python worker of the first attempt. Spark starts the task again,
+    and there the image ends a child process and becomes a row. So only failed tasks pay for isolation, and
+    none fails twice for its images. Outside of Spark, this process must not end: there it is `decode`.
+
+    Args:
+        timeout_seconds: Limit for each image.
+        isolated: Decode in a child process at the first attempt too.
+    """
+    context = TaskContext.get()
+    if context is None:
+        yield decode
+        return
+    with ExitStack() as stack:
+        if isolated or context.attemptNumber() > 0:
+            try:
+                decoder = stack.enter_context(IsolatedDecoder(timeout_seconds))
+            except OSError as error:
+                _log.warning(
+                    "no child process can be started here (%s): images are decoded in the Python worker, and "
+                    "an image that ends it fails its task",
+                    error,
+                )
+            else:
+                yield decoder
+                return
+        yield stack.enter_context(GuardedDecoder(timeout_seconds))
+
+
+def task_device(requested: str) -> str:
+    """Return the device for the current task.
+
+    Spark's GPU-aware scheduling gives each task an address, from conf/discover_gpus.sh. Local mode gives
+    none; there GPUs are shared out by partition.
+
+    An address that is a UUID becomes the only device that this process and its model host can see: CUDA shows
+    a process at most one MIG device, and no index names another. If CUDA runs in this process already
+    (without a model host, after a task with another address), the process keeps its first device.
+
+    Args:
+        requested: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Returns:
+        `cpu`; `cuda:N`; or `auto:N` (GPU N where the model's library can use it, else the CPU).
+    """
+    if requested not in {"auto", "cuda"}:
+        return requested
+    context = TaskContext.get()
+    assigned = context.resources().get("gpu") if context else None
+    if assigned is not None:
+        address = assigned.addresses[0]
+        if address.startswith(_UUIDS):
+            os.environ["CUDA_VISIBLE_DEVICES"] = address
+        return f"cuda:{device_index(address, os.environ.get('CUDA_VISIBLE_DEVICES'))}"
+    partition = context.partitionId() if context else 0
+    return f"{requested}:{partition % max(1, num_visible_gpus())}"
+
+
+def device_index(address: str, visible: str | None) -> int:
+    """Map Spark's address of a GPU to CUDA's index.
+
+    Args:
+        address: An index, or a UUID, which is then the only visible device.
+        visible: `CUDA_VISIBLE_DEVICES` of this process; None if it is not set.
+    """
+    if not address.isdecimal():
+        return 0
+    if visible is None:
+        return int(address)
+    devices = [device.strip() for device in visible.split(",") if device.strip()]
+    if address in devices:
+        return devices.index(address)
+    # The list is narrowed already, and the address counts within it: it must not be mapped again.
+    return int(address) % max(1, len(devices))
+
+
+def num_visible_gpus() -> int:
+    """Count the NVIDIA GPUs that this process may use, without loading CUDA."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        devices = [device.strip() for device in visible.split(",") if device.strip() not in {"", "-1"}]
+        # Of several MIG devices CUDA shows the first.
+        return 1 if any(device.startswith("MIG-") for device in devices) else len(devices)
+    driver = Path("/proc/driver/nvidia/gpus")
+    return len(list(driver.iterdir())) if driver.is_dir() else 0
+
+
+def this_executor() -> Owner:
+    """Return the executor of this Python worker; in local mode the driver.
+
+    Spark gives each worker the directories of its executor's block manager. They have a random name, exist as
+    long as the executor (in local mode the SparkContext), and are removed when it ends normally. A killed
+    executor removes nothing; its process id tells that it is gone.
+    """
+    directories = os.environ.get("SPARK_LOCAL_DIRS", "")
+    directory = next((each for each in directories.split(",") if os.path.isdir(each)), None)  # noqa: PTH112
+    jvm = _jvm()
+    name = directories or (f"process {jvm.pid} of {jvm.create_time()}" if jvm else "unknown")
+    if jvm is None:
+        return Owner(name, directory=directory)
+    return Owner(name, jvm.pid, jvm.create_time(), directory)
+
+
+def _jvm() -> psutil.Process | None:
+    """Return the Java process above this one, or None in a sandbox that hides it."""
+    try:
+        return next((each for each in psutil.Process().parents() if "java" in each.name()), None)
+    except psutil.Error:
+        return None
 
 
 def ask_executor(spark: SparkSession, spec: ScorerSpec, fingerprint: str) -> SelfCheck:
-    """Load the model on whichever executor Spark takes, where it stays for the rows that follow.
+    """Load the model on an executor and return its answer to the built-in test image.
+
+    The driver cannot answer: it may have neither a GPU nor a model library. The model stays loaded there.
 
     Args:
         spark: The session.
-        spec: Of the scorer.
-        fingerprint: The model's, as the driver computed it.
+        spec: Models and options of the scorer.
+        fingerprint: Fingerprint of the scores, as the driver computed it.
 
     Raises:
         NsfwSparkError: The model could not be loaded there.
     """
+    column = "self_check"
 
     def ask(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             with task_scorer(spec, fingerprint) as scorer:
-                said = [scorer.self_check and scorer.self_check.as_json()] * batch.num_rows
-            yield pa.RecordBatch.from_arrays([pa.array(said, pa.string())], [_COLUMN])
+                answers = [scorer.self_check and scorer.self_check.as_json()] * batch.num_rows
+            yield pa.RecordBatch.from_arrays([pa.array(answers, pa.string())], [column])
 
     try:
-        (row,) = spark.range(0, 1, 1, 1).mapInArrow(ask, f"{_COLUMN} string").collect()
+        (row,) = spark.range(0, 1, 1, 1).mapInArrow(ask, f"{column} string").collect()
     except PySparkException as error:
         raise from_executor(error) from error
-    return SelfCheck.from_json(row[_COLUMN])
+    return SelfCheck.from_json(row[column])

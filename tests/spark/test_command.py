@@ -96,11 +96,11 @@ def test_spark_submit_runs_the_job_and_too_many_bad_images_are_exit_status_3(
 
 
 def test_the_databricks_notebook_runs_as_a_script(demo: Path, tmp_path: Path) -> None:
-    given = {"IMAGES": str(demo), "MODEL": "open-nsfw", "SCORES": "scores", **java.quick()}
+    given = {"IMAGES": str(demo), "MODEL": "open-nsfw", "OUTPUT": "scores", **java.quick()}
     notebook = ROOT / "notebooks" / "score_images.py"
     done = run([sys.executable, str(notebook)], tmp_path / "cwd", given)
     assert done.returncode == 0, done.stderr
-    # Spark's own batch reader leaves out the empty file.
-    assert "2 of 3 images are safe below 0.5" in done.stdout
-    assert "|undecodable|     1|" in done.stdout
+    assert "'images': 4, 'ok': 2, 'safe': 2" in done.stdout
+    assert "2 of 4 are safe below 0.5" in done.stdout
+    assert "|undecodable|     2|" in done.stdout
     assert "0.0 to 0.1          2  ##" in done.stdout

@@ -6,7 +6,21 @@ is earned back, and it is nearly half of the CPU time. What the job does stays t
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Final
+
+import pytest
+
+MUST_RUN: Final = os.environ.get("FAIL_WITHOUT_SPARK") == "1"
+ABSENT: Final = [module for module in ("pyspark", "delta") if find_spec(module) is None]
+"""Packages that Spark tests need and that are not installed."""
 
 OPTIONS: Final = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 """One compiler, the fast one, and one thread that collects garbage."""
@@ -46,3 +60,27 @@ def together(master: str) -> dict[str, str]:
         "spark.scheduler.minRegisteredResourcesRatio": "1.0",
         "spark.scheduler.maxRegisteredResourcesWaitingTime": "600s",
     }
+
+
+def need_spark() -> None:
+    """Skip tests where Spark is absent, or fail them where FAIL_WITHOUT_SPARK is 1; get Delta's jars."""
+    home = os.environ.get("JAVA_HOME")
+    has_java = shutil.which(f"{home}/bin/java" if home else "java")
+    missing = [*ABSENT, *([] if has_java else ["Java"])]
+    if not missing:
+        _download_jars()
+    elif MUST_RUN:
+        pytest.fail(f"FAIL_WITHOUT_SPARK is 1, and there is no {' and no '.join(missing)}", pytrace=False)
+    else:
+        pytest.skip(f"needs {' and '.join(missing)}")
+
+
+def _download_jars() -> None:
+    """Fill ~/.ivy2 by one Spark, while other test processes wait: two downloads at once break each other."""
+    from nsfw_spark.spark.session import _downloaded_jars
+
+    with (Path(tempfile.gettempdir()) / f"nsfw-spark-tests-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _downloaded_jars():
+            code = "from nsfw_spark.spark.session import get_session; get_session().stop()"
+            subprocess.run([sys.executable, "-c", code], check=True, stdin=subprocess.DEVNULL)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,14 +27,7 @@ ROOT: Final = HERE.parents[1]
 
 @pytest.fixture(scope="session", autouse=True)
 def _need_spark() -> None:
-    """Skip without pyspark or Java; where FAIL_WITHOUT_SPARK is 1, fail."""
-    home = os.environ.get("JAVA_HOME")
-    java = shutil.which(f"{home}/bin/java" if home else "java")
-    if java and find_spec("pyspark"):
-        return
-    if os.environ.get("FAIL_WITHOUT_SPARK") == "1":
-        pytest.fail("FAIL_WITHOUT_SPARK is 1, and pyspark or Java is absent", pytrace=False)
-    pytest.skip("needs pyspark and Java")
+    java.need_spark()
 
 
 @pytest.fixture(scope="session")

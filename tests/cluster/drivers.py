@@ -11,7 +11,6 @@ import sys
 from typing import Any
 
 import pandas as pd
-from delta import configure_spark_with_delta_pip
 from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -21,6 +20,7 @@ from pyspark.sql.types import ArrayType, StringType, StructField, StructType
 from nsfw_spark.options import job_options
 from nsfw_spark.spark import score_images
 from nsfw_spark.spark.pipeline import run_job
+from nsfw_spark.spark.session import _downloaded_jars
 from nsfw_spark.spark.worker import task_device
 from tests import java
 from tests.conftest import grey, png
@@ -118,6 +118,7 @@ def job(master: str, more: dict[str, str] | None = None, /, **options: Any) -> d
     settings = {
         "spark.driver.host": "localhost",
         "spark.ui.enabled": "false",
+        "spark.jars": ",".join(_downloaded_jars()),
         "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
         "spark.databricks.delta.snapshotPartitions": "2",
@@ -126,7 +127,7 @@ def job(master: str, more: dict[str, str] | None = None, /, **options: Any) -> d
     }
     for key, value in {**settings, **(more or {})}.items():
         builder = builder.config(key, value)
-    configure_spark_with_delta_pip(builder).getOrCreate()  # which the job finds
+    builder.getOrCreate()  # which the job finds
     return run_job(job_options({"allow_random_weights": True, **options})).as_dict()
 
 

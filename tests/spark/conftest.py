@@ -10,7 +10,6 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,9 +27,7 @@ if TYPE_CHECKING:  # this file is read by plain `pytest` too, where pyspark may 
     from nsfw_spark.spark.pipeline import RunSummary
 
 _HERE: Final = Path(__file__).parent
-_MUST_RUN: Final = os.environ.get("FAIL_WITHOUT_SPARK") == "1"
-_ABSENT: Final = [module for module in ("pyspark", "delta") if find_spec(module) is None]
-if _ABSENT and not _MUST_RUN:
+if java.ABSENT and not java.MUST_RUN:
     collect_ignore_glob = ["test_*.py"]
 
 _WARNINGS: Final = [
@@ -76,23 +73,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_report_header() -> str | None:
     """Say why the tier is left out."""
-    return f"tests/spark: left out, {' and '.join(_ABSENT)} not installed" if _ABSENT else None
+    return f"tests/spark: left out, {' and '.join(java.ABSENT)} not installed" if java.ABSENT else None
 
 
-def need_java() -> None:
-    """Skip where Spark cannot start, or fail where it must."""
-    home = os.environ.get("JAVA_HOME")
-    if shutil.which(f"{home}/bin/java" if home else "java"):
-        return
-    if _MUST_RUN:
-        pytest.fail("FAIL_WITHOUT_SPARK is 1, and there is no Java", pytrace=False)
-    pytest.skip("needs Java")
+@pytest.fixture(scope="session", autouse=True)
+def _need_spark() -> None:
+    java.need_spark()
 
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """The session that the command line makes, on two cores, with its warehouse out of the repository."""
-    need_java()
     from nsfw_spark.spark.session import get_session
 
     warehouse = tmp_path_factory.mktemp("warehouse")

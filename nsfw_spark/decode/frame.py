@@ -1,7 +1,7 @@
-"""Loads a frame of an opened image, and cuts the encoder's square out of it.
+"""Loads the pixels of an opened image's frame, and cuts the encoder's square out of them.
 
-In: an `OpenedImage`. Out: uint8 RGB (S, S, 3), upright. EXIF orientation is applied to the few
-pixels that are left, and not to the whole image.
+In: an `OpenedImage`. Out: uint8 RGB (S, S, 3), upright. EXIF orientation turns the few pixels of the square,
+not the whole image.
 """
 
 from __future__ import annotations
@@ -35,34 +35,31 @@ _FIRST_TRANSPOSED: Final = 5  # from here on width and height change places
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame's pixels, and what is needed to find a box in them."""
+    """The pixels of a frame as stored, and how to find an upright box in them."""
 
     image: Image.Image
     """Mode RGB or L."""
     full_size: tuple[int, int]
-    """Width and height in pixels as stored, had a JPEG not been scaled down while it was decoded."""
+    """Width and height in pixels as stored, before libjpeg scaled them down."""
     scale: int
-    """By how much it was: 1, 2, 4 or 8."""
+    """Factor by which libjpeg scaled a JPEG down: 1, 2, 4 or 8."""
     orientation: int
     """EXIF's, 1 to 8."""
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """Width and height in pixels, as people see it."""
+        """Width and height in pixels, as people see the image."""
         width, height = self.full_size
         return (height, width) if self.orientation >= _FIRST_TRANSPOSED else (width, height)
 
 
 def load_frame(opened: OpenedImage, preprocessing: Preprocessing, *, background: str | None = None) -> Frame:
-    """Decode the pixels of a frame and convert them to 8 bits a channel.
+    """Decode the pixels of the frame at which an image is, and convert them to 8 bits a channel.
 
-    Args:
-        opened: Within the limits.
-        preprocessing: The model card's.
-        background: The colour, by name, that shows where the frame is transparent; None leaves alpha out.
+    `background` names the colour to put behind a transparent frame; None ignores the alpha channel.
 
     Raises:
-        ImageError: `undecodable`, `unsupported`, or `too_large` where memory runs out.
+        ImageError: `undecodable`, `unsupported`, or `too_large` if memory runs out.
     """
     image, header = opened.image, opened.header
     try:
@@ -81,18 +78,13 @@ def load_frame(opened: OpenedImage, preprocessing: Preprocessing, *, background:
 
 
 def crop(frame: Frame, box: Box, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Scale a box of a frame to what the encoder gets.
-
-    Args:
-        frame: Its pixels.
-        box: In pixels of the upright frame at full size: `crop_box(*frame.upright_size, preprocessing)`.
-        preprocessing: The model card's.
+    """Scale a box, in pixels of the upright full-size frame, to the encoder's square.
 
     Returns:
         uint8, shape (S, S, 3), RGB, upright, on the CPU.
 
     Raises:
-        ImageError: The image library fails: `too_large` where memory runs out.
+        ImageError: The image library fails: `too_large` if memory runs out, else `undecodable`.
     """
     try:
         square = resize(frame.image, _stored(box, frame), preprocessing)
@@ -101,13 +93,13 @@ def crop(frame: Frame, box: Box, preprocessing: Preprocessing) -> npt.NDArray[np
         if preprocessing.jpeg_reencode:
             square = _through_jpeg(square.convert("RGB"))
         pixels = np.asarray(square)
-    except Exception as error:  # noqa: BLE001 - of one image: the others must not suffer for it
+    except Exception as error:  # noqa: BLE001 - one image must not take the others with it
         raise refused(error, "it cannot be scaled") from None
     return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)  # noqa: PLR2004
 
 
 def _draft(image: Image.Image, preprocessing: Preprocessing) -> int:
-    """Have libjpeg decode at 1/2, 1/4 or 1/8 of the size; return 2, 4, 8, or 1 for none."""
+    """Let libjpeg decode at 1/2, 1/4 or 1/8 of the size; return 2, 4 or 8, or 1 for the full size."""
     if preprocessing.jpeg_draft is None:
         return 1
     enough = preprocessing.jpeg_draft * preprocessing.resized
@@ -118,7 +110,7 @@ def _draft(image: Image.Image, preprocessing: Preprocessing) -> int:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 where there is none or it cannot be read."""
+    """Return the EXIF orientation, 1 to 8; 1 if it is absent or damaged."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # noqa: BLE001 - damaged metadata does not make an image unreadable
@@ -127,7 +119,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _stored(box: Box, frame: Frame) -> Box:
-    """Map a box of the upright image at full size to the image as it was frame."""
+    """Map a box of the upright full-size image to stored, possibly scaled-down pixels."""
     left, top, width, height, down_first = box.left, box.top, box.width, box.height, box.down_first
     if frame.orientation >= _FIRST_TRANSPOSED:
         left, top, width, height, down_first = top, left, height, width, not down_first
@@ -140,7 +132,7 @@ def _stored(box: Box, frame: Frame) -> Box:
 
 
 def _through_jpeg(image: Image.Image) -> Image.Image:
-    image.info = {}  # comments, profiles: some are longer than a JPEG may have them
+    image.info = {}  # comments and profiles: some are longer than a JPEG may have
     buffer = BytesIO()
     image.save(buffer, format="JPEG")
     return Image.open(buffer)

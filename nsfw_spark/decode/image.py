@@ -1,23 +1,17 @@
-"""Decodes one image: encoded bytes → uint8 RGB (S, S, 3), or an `ImageError` that says why not.
+"""Decodes one image: encoded bytes → uint8 RGB (S, S, 3), or an `ImageError` with the reason.
 
-What happens to an image, in this order::
+The steps, in the order in which an image meets them::
 
-    limits.py  metadata.py   is the file too long; what around the pixels is too much
-    opening.py foreign.py    an allow-list decides who may parse it; else what it is instead
-    memory.py                what its pixels will take, before any is allocated
-    modes.py                 every mode → 8 bits
-    frame.py                 a SIMD resize scales what the crop will keep, then EXIF orientation turns it
+    opening.py    checks the length, opens the header, checks pixels and memory; the formats are an allow-list
+      metadata.py   bounds the data around the pixels, before Pillow parses any of it
+      memory.py     computes from the header how much memory the pixels will take
+      foreign.py    names the format of a file that is not decoded
+    frame.py      decodes the pixels, cuts out the encoder's square (`resize`), turns it upright
+      modes.py      converts every pixel mode to 8 bits
+    strict.py     optional: further views of the image (docs/strict.md)
 
-Where all that an image may show is asked for, and not its centre alone::
-
-    views.py                 one after the other: as stored, and by
-      transparency.py          on white and on black
-      embedded.py              the thumbnails
-      sequence.py              further frames and pages
-
-The result equals the reference, `Resize` and `CenterCrop` of torchvision on Pillow, to 2 of 255
-(tests/unit/test_decode.py); docs/formats.md says what each kind of image gives. Knows nothing of models: the
-caller hands in the card's `Preprocessing`.
+The result equals torchvision's `Resize` and `CenterCrop` on Pillow, to 2 of 255. docs/formats.md lists every
+kind of image. Knows nothing of models: the caller passes the card's `Preprocessing`.
 """
 
 from __future__ import annotations
@@ -30,12 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nsfw_spark.decode.frame import crop, load_frame
-from nsfw_spark.decode.opening import (
-    DEFAULT_MAX_BYTES,
-    DEFAULT_MAX_PIXELS,
-    Limits,
-    open_image,
-)
+from nsfw_spark.decode.opening import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS, Limits, open_image
 from nsfw_spark.decode.strict import CENTRE, View, views_of
 from nsfw_spark.errors import ImageHeader
 from nsfw_spark.model_card import Preprocessing
@@ -50,13 +39,13 @@ class DecodedImage:
     """uint8, shape (S, S, 3), RGB, upright, on the CPU."""
     header: ImageHeader
     further: tuple[View, ...] = ()
-    """Other views of it, at most `MOST_VIEWS` less one; none unless `strict`."""
+    """Further views of the image, at most `MOST_VIEWS` - 1."""
     num_frames: int = 1
-    """Frames or pages that these views are of."""
+    """Number of frames or pages that the views show."""
 
     @property
     def views(self) -> tuple[View, ...]:
-        """All of them, the centre first."""
+        """All views; the first is the centre."""
         return (View(CENTRE, self.pixels), *self.further)
 
 
@@ -76,14 +65,14 @@ def decode(
     max_bytes: int = DEFAULT_MAX_BYTES,
     strict: bool = False,
 ) -> DecodedImage:
-    """Decode, resize and crop one image: of an animation or a file of several pages the first.
+    """Decode, resize and crop the first frame of an image.
 
     Args:
-        content: The encoded image; None where it could not be read.
+        content: The encoded image, or None if it could not be read.
         preprocessing: The model card's.
-        max_pixels: Width x height above which an image is `too_large`.
-        max_bytes: Length of `content` above which it is.
-        strict: Decode further views of it too: `views`.
+        max_pixels: An image with more pixels (width x height) is `too_large`.
+        max_bytes: An image with longer `content` is `too_large`.
+        strict: Return further views too.
 
     Raises:
         ImageError: `missing`, `unsupported`, `undecodable` or `too_large`.

@@ -1,6 +1,6 @@
-"""Cuts an image into pieces: what is computed of all its pixels takes memory for a few of them.
+"""Converts every pixel mode to 8 bits a channel, band after band, so that the work takes little memory.
 
-In: a Pillow image, its pixels loaded. Out: parts of it, which cover it.
+In: a Pillow image with its pixels loaded. Out: mode RGB or L.
 """
 
 from __future__ import annotations
@@ -12,65 +12,80 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from nsfw_spark.decode.opening import refused
+_BAND: Final = 1 << 18  # pixels; numpy takes 40 bytes for each, for a moment
+_BITS_PER_SAMPLE: Final = 258  # TIFF tag
+_ROUNDING: Final = 1e-6  # the highest value must become 255, not a hair less
+_RANGES: Final = ((255.0, 1.0), (65_535.0, 1 / 256))
+"""Possible values of white, each with the greys for a step of 1; the first that no value exceeds is white."""
+_OPAQUE: Final = 255
+_Values = npt.NDArray[Any]
 
-_MOST_PIXELS: Final = 1 << 18
-"""Of one piece. Scaling one takes 40 bytes each, in numpy, for a moment."""
+
+def eight_bit(image: Image.Image) -> Image.Image:
+    """Convert to RGB or L, without the alpha channel.
+
+    Returns:
+        Mode RGB or L. `I;16` loses its lower 8 bits (a TIFF of 12 bits its lower 4). `I` and `F` are scaled
+        by their range: 0 to 255 stays, 0 to 65,535 loses 8 bits, 0 to 1 in `F` becomes 0 to 255; in any
+        other range the lowest value becomes black and the highest white. NaN is black.
+    """
+    if image.mode in {"RGB", "L"}:
+        return image
+    if image.mode.startswith("I;16"):
+        lost = 4 if getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) in {12, (12,)} else 8
+        return _to_grey(image, lambda band: np.asarray(band) >> lost)
+    if image.mode in {"I", "F"}:
+        black, step = _black_and_step(image)
+        return _to_grey(image, lambda band: _scaled(np.asarray(band), black, step))
+    if image.mode == "La":
+        return _to_grey(image, lambda band: np.asarray(_with_alpha(band))[..., 0])
+    return image.convert("RGB")
 
 
-def pieces(image: Image.Image) -> Iterator[tuple[tuple[int, int], Image.Image]]:
-    """Yield the left and top of each piece, in pixels, and the piece: rows, or parts of one that is long."""
-    width = min(image.width, _MOST_PIXELS)
-    height = _MOST_PIXELS // width
+def is_transparent(image: Image.Image) -> bool:
+    """Tell whether a background would show through any pixel; False if Pillow cannot tell."""
+    try:
+        return image.has_transparency_data and any(_shows_through(band) for _, band in _bands(image))
+    except Exception:  # noqa: BLE001 - Pillow does not document what its conversions raise
+        return False
+
+
+def on_background(image: Image.Image, background: str) -> Image.Image:
+    """Return the image, mode RGB, on a background of one colour, given by name."""
+    flat = Image.new("RGB", image.size, background)
+    for corner, band in _bands(image):
+        layer = _with_alpha(band)
+        flat.paste(layer, corner, mask=layer)
+    return flat
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[tuple[int, int], Image.Image]]:
+    """Yield each band and its left and top, in pixels: whole rows, or pieces of a very long row."""
+    width = min(image.width, _BAND)
+    height = _BAND // width
     for top in range(0, image.height, height):
         bottom = min(top + height, image.height)
         for left in range(0, image.width, width):
             yield (left, top), image.crop((left, top, min(left + width, image.width), bottom))
 
 
-_Band = npt.NDArray[Any]
-_AS_THEY_ARE: Final = frozenset({"RGB", "L"})
-_BITS_PER_SAMPLE: Final = 258  # TIFF tag
-_ROUNDING: Final = 1e-6  # so that the highest value is 255, and not a hair below
-_UNIT: Final = (1.0, 255.0)
-_RANGES: Final = ((255.0, 1.0), (65_535.0, 1 / 256))
-"""What white may be, and the step from one grey to the next: the first is taken that no value is above."""
-
-
-def eight_bit(image: Image.Image) -> Image.Image:
-    """Convert to RGB or L.
-
-    Args:
-        image: Its pixels are loaded.
-
-    Returns:
-        Mode RGB or L. `I;16` loses its lower 8 bits (a TIFF of 12 bits its lower 4). `I` and `F` are scaled
-        by what they hold: 0 to 255 stays, 0 to 65,535 loses 8 bits, 0 to 1 in `F` becomes 0 to 255; of
-        anything else the lowest value becomes black and the highest white. NaN is black.
-    """
-    if image.mode in _AS_THEY_ARE:
-        return image
-    if image.mode.startswith("I;16"):
-        lost = 4 if _has_twelve_bits(image) else 8
-        return _mapped(image, lambda band: band >> lost)
-    if image.mode in {"I", "F"}:
-        black, step = _black_and_step(image)
-        return _mapped(image, lambda band: _greys(band, black, step))
-    return image.convert("RGB")
-
-
-def _has_twelve_bits(image: Image.Image) -> bool:
-    return getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) in {12, (12,)}
+def _to_grey(image: Image.Image, greys: Callable[[Image.Image], _Values]) -> Image.Image:
+    """Return the image in mode L; `greys` computes the values 0 to 255 of a band, shape (rows, columns)."""
+    result = Image.new("L", image.size)
+    for corner, band in _bands(image):
+        result.paste(Image.fromarray(greys(band).astype(np.uint8)), corner)
+    return result
 
 
 def _black_and_step(image: Image.Image) -> tuple[float, float]:
-    """Return the value that becomes black, and greys for each step of 1 above it."""
-    finite = (band[np.isfinite(band)] for _, band in _bands(image))
+    """Return the value that becomes black, and the greys for a step of 1 above it."""
+    bands = (np.asarray(band) for _, band in _bands(image))
+    finite = (band[np.isfinite(band)] for band in bands)
     extremes = [(band.min(), band.max()) for band in finite if band.size]
     if not extremes:
         return 0.0, 1.0
     low, high = float(min(bottom for bottom, _ in extremes)), float(max(top for _, top in extremes))
-    ranges = (_UNIT, *_RANGES) if image.mode == "F" else _RANGES
+    ranges = ((1.0, 255.0), *_RANGES) if image.mode == "F" else _RANGES
     if low >= 0:
         for white, step in ranges:
             if high <= white:
@@ -78,53 +93,17 @@ def _black_and_step(image: Image.Image) -> tuple[float, float]:
     return low, 255 / (high - low or 1)
 
 
-def _greys(band: _Band, black: float, step: float) -> _Band:
+def _scaled(band: _Values, black: float, step: float) -> _Values:
     greys = (band.astype(np.float64) - black) * step + _ROUNDING
     return np.clip(np.nan_to_num(greys, nan=0.0), 0, 255)
 
 
-def _mapped(image: Image.Image, greys: Callable[[_Band], _Band]) -> Image.Image:
-    """Return the image in mode L, its values mapped to 0 to 255."""
-    mapped = Image.new("L", image.size)
-    for place, band in _bands(image):
-        mapped.paste(Image.fromarray(greys(band).astype(np.uint8)), place)
-    return mapped
-
-
-def _bands(image: Image.Image) -> Iterator[tuple[tuple[int, int], _Band]]:
-    """Yield the left and top of each piece, and its values, shape (rows, columns)."""
-    return ((place, np.asarray(piece)) for place, piece in pieces(image))
-
-
-_WITH_ALPHA: Final = frozenset({"RGBA", "LA"})
-_OPAQUE: Final = 255
-
-
-def is_transparent(image: Image.Image) -> bool:
-    """Tell whether anything behind the image would show through, at any pixel.
-
-    Raises:
-        ImageError: Pillow cannot tell.
-    """
-    try:
-        return image.has_transparency_data and any(_shows_through(piece) for _, piece in pieces(image))
-    except Exception as error:  # noqa: BLE001 - what Pillow's conversions raise is not documented
-        raise refused(error, "transparency") from None
-
-
-def on_background(image: Image.Image, background: str) -> Image.Image:
-    """Return the image, mode RGB, on a background of one colour, by its name."""
-    flat = Image.new("RGB", image.size, background)
-    for place, piece in pieces(image):
-        layer = _with_alpha(piece)
-        flat.paste(layer, place, mask=layer)
-    return flat
-
-
-def _shows_through(piece: Image.Image) -> bool:
-    lowest, _ = _with_alpha(piece).getchannel("A").getextrema()
+def _shows_through(band: Image.Image) -> bool:
+    lowest, _ = _with_alpha(band).getchannel("A").getextrema()
     return isinstance(lowest, int) and lowest < _OPAQUE
 
 
-def _with_alpha(piece: Image.Image) -> Image.Image:
-    return piece if piece.mode in _WITH_ALPHA else piece.convert("RGBA")
+def _with_alpha(band: Image.Image) -> Image.Image:
+    if band.mode == "La":  # grey, premultiplied with alpha: Pillow converts it to LA only
+        return band.convert("LA")
+    return band if band.mode in {"RGBA", "LA"} else band.convert("RGBA")

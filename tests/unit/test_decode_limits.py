@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from nsfw_spark.decode import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS, Limits, decode, open_image
+from nsfw_spark.decode import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS, decode
 from nsfw_spark.decode.memory import memory_needed
-from nsfw_spark.decode.opening import BYTES_PER_PIXEL
+from nsfw_spark.decode.opening import BYTES_PER_PIXEL, Limits, open_image
 from nsfw_spark.errors import ImageError, ImageHeader
 from tests.conftest import encoded, png
 from tests.hostile.made import SEEDS

@@ -1,4 +1,4 @@
-"""The resize equals the reference, which is Pillow's resize of all and then the crop, to 2 of 255."""
+"""Each resizer equals its reference: Pillow's resize and crop to 2 of 255, OpenCV's to the bit."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import subprocess
 import sys
 from typing import Any
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
 from nsfw_spark.model_card import Preprocessing
-from nsfw_spark.resize import crop_box, resize, scaled_size
+from nsfw_spark.resize import crop_box, resize, sample, scaled_size
 from tests.conftest import max_difference, reference, textures
 
 TOLERANCE = 2  # of 255: SIMD code rounds its filter's weights otherwise than Pillow
@@ -126,3 +128,57 @@ def test_without_the_simd_library_pillow_does_it_and_says_so_once() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_SIMD], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("WARNING cykooz-resizer is not installed") == 1
+
+
+SAMPLED = 320
+Pixels = npt.NDArray[np.uint8]
+
+
+def by_opencv(pixels: Pixels) -> Pixels:
+    height, width = pixels.shape[:2]
+    below, right = (max(height, width) - side for side in (height, width))
+    square = cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_CONSTANT)
+    return np.asarray(cv2.resize(square, (SAMPLED, SAMPLED), interpolation=cv2.INTER_LINEAR))
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        (320, 320),
+        (640, 640),
+        (500, 375),
+        (375, 501),
+        (2000, 100),
+        (100, 2000),
+        (1281, 960),
+        (333, 7),
+        (1, 321),
+    ],
+    ids=str,
+)
+def test_an_image_that_shrinks_is_opencvs_to_the_bit(size: tuple[int, int]) -> None:
+    for name, texture in textures(*size).items():
+        ours = np.asarray(sample(Image.fromarray(texture), SAMPLED))
+        np.testing.assert_array_equal(ours, by_opencv(texture), err_msg=f"{name} of {size}")
+
+
+@pytest.mark.parametrize("size", [(40, 30), (30, 40), (300, 1), (1, 1), (319, 200)], ids=str)
+def test_an_image_that_grows_is_opencvs_to_one_of_255(size: tuple[int, int]) -> None:
+    for name, texture in textures(*size).items():
+        ours = np.asarray(sample(Image.fromarray(texture), SAMPLED)).astype(int)
+        difference = np.abs(ours - by_opencv(texture))
+        assert difference.max() <= 1, f"{name} of {size}"
+        assert difference.mean() < 0.01, f"{name} of {size}"
+
+
+def test_greyscale_is_sampled_as_colours_are() -> None:
+    grey = Image.fromarray(textures(301, 257)["noise"]).convert("L")
+    np.testing.assert_array_equal(np.asarray(sample(grey, 64)), np.asarray(sample(grey.convert("RGB"), 64)))
+
+
+@pytest.mark.parametrize("size", [(100_000, 1), (1, 100_000)], ids=str)
+def test_no_border_is_made_around_a_line(size: tuple[int, int]) -> None:
+    """The square would take 30 GB."""
+    line = np.asarray(sample(Image.new("RGB", size, "white"), SAMPLED))
+    assert line.shape == (SAMPLED, SAMPLED, 3)
+    assert line[1:, 1:].max() == 0

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nsfw_spark.decode import Limits, open_image
 from nsfw_spark.decode.memory import memory_of_walk
-from nsfw_spark.decode.opening import BYTES_PER_PIXEL
+from nsfw_spark.decode.opening import BYTES_PER_PIXEL, Limits, open_image
 from tests.conftest import encoded
 from tests.hidden import exif_with_thumbnail, frames, mpo
 from tests.hostile.made import SEEDS

@@ -1,14 +1,14 @@
 """What does `filter` cost, against the plain Spark SQL that writes the same rows?
 
-Makes `image_scores` of so many rows with SQL, without a model. Then two ways, interleaved, several rounds in
-one run, each from one policy to another, so that all three tables are rewritten:
+Makes `image_scores` with SQL, without a model. Then measures two ways, interleaved, in several rounds. Each
+changes the policy, so that it rewrites all three tables:
 
-- `filter`: `nsfw-spark filter`, all of it but Spark's start, its counts and its row in `runs` included;
-- `sql`: three times `CREATE OR REPLACE TABLE … USING DELTA AS SELECT … WHERE`, one after another, Spark's
-  own settings, into tables of its own.
+- `filter`: `nsfw-spark filter` with its counts and its row in `runs`, without Spark's start;
+- `sql`: three times `CREATE OR REPLACE TABLE … USING DELTA AS SELECT … WHERE`, one after another, with
+  Spark's own settings, into other tables.
 
-Without embeddings by default, and so with the least data for each row: what `filter` does besides writing
-weighs most then. The default model's rows carry 768 floats (--dim 768: 3 GB for a million).
+Rows have no embeddings by default: with little data in a row, the work besides writing counts most. Rows of
+the default model carry 768 floats (--dim 768: 3 GB for a million rows).
 
     python bench/filter.py [--rows 1000000] [--files 200] [--dim 0] [--rounds 3]
 """
@@ -51,7 +51,7 @@ SELECT 'file:/data/photos/' || lpad(id % 1000, 4, '0') || '/' || md5(string(id))
 FROM (SELECT id, rand(1) AS u, if(rand(2) < 0.01, 'undecodable', 'ok') AS status
       FROM range(0, {rows}, 1, {files}))
 """
-"""One in a hundred without a score; of the others 6 in 7 score below 0.5, as photographs do."""
+"""One row in a hundred has no score; 6 in 7 of the others score below 0.5, like photographs."""
 _EMBEDDING: Final = "transform(sequence(1, {dim}), i -> cast(sin(id * i) / sqrt({dim} / 2) AS float))"
 _SQL: Final = {
     "safe_images": "status = 'ok' AND nsfw_score < {limit}",
@@ -68,8 +68,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--files", type=int, default=200, help="of image_scores, as micro-batches leave them")
-    parser.add_argument("--dim", type=int, default=0, help="floats of an embedding; 0: none")
+    parser.add_argument("--files", type=int, default=200, help="files of image_scores")
+    parser.add_argument("--dim", type=int, default=0, help="floats in an embedding; 0 for no embeddings")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work-dir", type=Path, default=Path(tempfile.gettempdir()) / "nsfw-spark-bench")
     given = parser.parse_args()
@@ -80,7 +80,7 @@ def main() -> None:
     _make_scores(spark, out, given)
     ways = {"sql": _sql, "filter": _filter}
     rounds = []
-    for number in range(given.rounds + 1):  # the first, from nothing, is not counted
+    for number in range(given.rounds + 1):  # the first makes the tables and is reported apart
         seconds = {name: _seconds(way, spark, out, 0.4 + 0.05 * number) for name, way in ways.items()}
         sys.stderr.write(json.dumps(seconds) + "\n")
         rounds.append(seconds)
@@ -96,9 +96,7 @@ def _make_scores(spark: SparkSession, out: Path, given: argparse.Namespace) -> N
     embedding = _EMBEDDING.format(dim=given.dim) if given.dim else "NULL"
     rows = spark.sql(_ROW.format(rows=given.rows, files=given.files, embedding=embedding))
     typed = rows.select([rows[field.name].cast(field.dataType).alias(field.name) for field in columns])
-    spark.conf.set(
-        "spark.databricks.delta.autoCompact.enabled", "false"
-    )  # for so many files as were asked for
+    spark.conf.set("spark.databricks.delta.autoCompact.enabled", "false")  # it would merge the --files
     typed.writeTo(output.name(IMAGE_SCORES)).option("optimizeWrite", "false").append()
     spark.conf.unset("spark.databricks.delta.autoCompact.enabled")
 
@@ -115,7 +113,7 @@ def _seconds(
     return time.perf_counter() - started
 
 
-def _filter(spark: SparkSession, out: Path, threshold: float) -> None:  # noqa: ARG001 - one signature for both
+def _filter(spark: SparkSession, out: Path, threshold: float) -> None:  # noqa: ARG001 - both ways have one signature
     filter_job(_options(out, threshold))
 
 

@@ -1,9 +1,9 @@
 """What do hostile files cost a run, and does each of them end as one row?
 
-Two directories: good photographs alone, and the same with the corpus of `tests/hostile` among them. The
-command `nsfw-spark run` scores each in a process of its own, as a user's would, interleaved, several rounds
-in one run. Of each it tells the exit status, the seconds, the rows by status, the files without exactly one
-row, and the attempts of tasks that failed (from Spark's event log): a storm of retries would show there.
+Makes two directories: good photographs alone, and the same with the corpus of `tests/hostile` among them.
+`nsfw-spark run` scores each in a process of its own, as for a user, interleaved, in several rounds. The
+result has the exit status, the seconds, the rows by status, the files without exactly one row, and the failed
+attempts of tasks (from Spark's event log), where a storm of retries would show.
 
     python bench/hostile.py [--model open-nsfw] [--good 2000] [--size 500x375] [--rounds 3]
 """
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="open-nsfw", help="`free`: an encoder that costs nothing")
+    parser.add_argument("--model", default="open-nsfw", help="model card; `free` costs nothing")
     parser.add_argument("--good", type=int, default=2_000)
     parser.add_argument("--size", default="500x375", help="width x height of the good images")
     parser.add_argument("--rounds", type=int, default=3)
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def _directories(given: argparse.Namespace) -> tuple[Path, Path, int]:
-    """Make what is not there: the good images, and the same, as links, with the hostile ones among them."""
+    """Return the directories without and with hostile files, and how many are hostile; make them first."""
     width, height = (int(side) for side in given.size.split("x"))
     good = given.work_dir / f"good-{given.size}-{given.good}"
     make_images(good, (width, height), num_files=given.good, num_distinct=min(given.good, 1_000))
@@ -92,7 +92,7 @@ def _run(given: argparse.Namespace, images: Path) -> dict[str, Any]:
 
 
 def _rows(images: Path, output: Path) -> dict[str, Any]:
-    """Compare the rows with the files."""
+    """Count the rows by status, and name the files without exactly one row."""
     table = DeltaTable(output / "image_scores").to_pyarrow_table(columns=["image_id", "status"])
     rows = Counter(unquote(id_.removeprefix("file:")) for id_ in table["image_id"].to_pylist())
     files = {str(path) for path in images.rglob("*") if path.is_file()}
@@ -104,7 +104,7 @@ def _rows(images: Path, output: Path) -> dict[str, Any]:
 
 
 def _attempts(logs: Path) -> dict[str, int]:
-    """Count attempts of tasks, in what Spark logged."""
+    """Count the attempts of tasks in Spark's event log."""
     events = [json.loads(line) for path in logs.rglob("*events*") if path.is_file() for line in path.open()]
     ends = [
         event["Task End Reason"]["Reason"] for event in events if event["Event"] == "SparkListenerTaskEnd"

@@ -1,4 +1,4 @@
-"""Makes the benchmarks' images: photographs of the examples, cropped and scaled at random, as JPEG."""
+"""Makes the images of the benchmarks: JPEG photographs of the examples, cropped and scaled at random."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _PHOTOS = sorted((Path(__file__).parent.parent / "examples/images/photos").glob(
 
 
 def make_images(directory: Path, size: tuple[int, int], *, num_files: int, num_distinct: int) -> None:
-    """Fill a directory with JPEG files; those beyond the distinct ones are hard links to them.
+    """Fill a directory with JPEG files; further files are hard links to the distinct ones.
 
     Args:
-        directory: Made here; left alone if it is there.
-        size: Width and height, pixels.
-        num_files: Files in all.
-        num_distinct: Files with a content of their own.
+        directory: A new directory; an existing one stays as it is.
+        size: Width and height in pixels.
+        num_files: Number of all files.
+        num_distinct: Number of files with different content.
     """
     if directory.exists():
         return
@@ -39,8 +39,7 @@ def _make_image(seed: int, directory: Path, size: tuple[int, int]) -> None:
     margins = rng.uniform(0, 0.3, 4) * (photo.size * 2)
     box = (margins[0], margins[1], photo.width - margins[2], photo.height - margins[3])
     scaled = np.asarray(photo.resize(size, Image.Resampling.BICUBIC, box=box), np.int16)
-    grain = rng.normal(0, 4, scaled.shape).astype(
-        np.int16
-    )  # without it, enlarged photographs decode too fast
+    # Without grain, enlarged photographs decode too fast.
+    grain = rng.normal(0, 4, scaled.shape).astype(np.int16)
     noisy = Image.fromarray(np.clip(scaled + grain, 0, 255).astype(np.uint8))
     noisy.save(directory / f"{seed:06}.jpg", quality=85)

@@ -1,14 +1,14 @@
 """How fast is the whole job, from the first listing to the last commit?
 
-Three ways over the same files, interleaved, several rounds in one run:
+Measures three ways over the same files, interleaved, in several rounds:
 
-- `job`: `nsfw-spark run`, all of it;
-- `notebook`: what is usually written: a scalar-iterator pandas UDF that calls open_clip's own transform for
-  each image and returns the score, Spark's defaults, a Delta table;
-- `limit`: decoding and resizing alone, on all cores, no Spark: nothing that decodes this way can be faster.
+- `job`: the whole of `nsfw-spark run`;
+- `notebook`: the usual notebook: a scalar-iterator pandas UDF that calls open_clip's own transform for each
+  image and returns the score, with Spark's defaults, into a Delta table;
+- `limit`: decoding and resizing alone, on all cores, without Spark: the ceiling of every way that decodes.
 
-The encoder is every 14th pixel times a matrix, the same for all, so that all time is the pipeline's. Spark's
-start and the first, small run of each are timed apart.
+All ways use the same encoder, every 14th pixel times a matrix, so that the pipeline takes all the time.
+Spark's start and a first small run of each way are timed apart.
 
     python bench/job.py [--size 500x375] [--files 20000] [--distinct 2000] [--rounds 3]
 """
@@ -127,8 +127,8 @@ def _notebook(images: Path, out: Path) -> None:
         scored.write.format("delta").save(str(out))
 
 
-class _spark_defaults:  # noqa: N801 - used like contextlib's
-    """Takes this project's settings of the session away for a while."""
+class _spark_defaults:  # noqa: N801 - a context, named like those of contextlib
+    """A context without this project's settings in the session."""
 
     def __init__(self, spark: SparkSession) -> None:
         self._spark = spark
@@ -171,7 +171,7 @@ def _notebook_udf(card_path: str) -> Callable[..., object]:
     return score
 
 
-def _limit(images: Path, out: Path) -> None:  # noqa: ARG001 - one signature for all ways
+def _limit(images: Path, out: Path) -> None:  # noqa: ARG001 - all ways have one signature
     files = sorted(images.iterdir())
     with ProcessPoolExecutor() as pool:
         for _ in pool.map(_decode_file, files, chunksize=64):

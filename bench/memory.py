@@ -1,8 +1,8 @@
 """Does memory grow with the number of images?
 
-Runs the job over small images in micro-batches and measures after each: resident memory of the Python
-workers, of the driver's Python process and of its Java process (which holds the executor too, in local
-mode), and what is alive in the Java heap after a collection. Prints these, and the last over the first.
+Runs the job over small images and measures after each micro-batch: the resident memory of the Python workers,
+of the driver's Python process and of its Java process (in local mode also the executor), and the live part of
+the Java heap after a collection. Prints all of them, and the ratio of the last to the first.
 
     python bench/memory.py [--files 10000] [--files-per-batch 2000]
 """
@@ -93,7 +93,7 @@ def _measure(spark: SparkSession) -> dict[str, float]:
 
 
 def _resident_of_descendants() -> list[tuple[str, float]]:
-    """Return command and resident MiB of each process that this one started, directly or not."""
+    """Return the command and resident MiB of each descendant of this process."""
     processes = _processes()
     ours = {os.getpid()}
     for pid, (parent, _, _) in sorted(processes.items()):  # a child has a higher number than its parent
@@ -103,7 +103,7 @@ def _resident_of_descendants() -> list[tuple[str, float]]:
 
 
 def _processes() -> dict[int, tuple[int, str, float]]:
-    """Return parent, command and resident MiB of all processes."""
+    """Return the parent, command and resident MiB of every process by its number."""
     listing = subprocess.run(
         ["ps", "-eo", "pid=,ppid=,rss=,args="], capture_output=True, text=True, check=True
     )

@@ -1,7 +1,8 @@
 """What does each built-in model cost on one core: CPU time of an image, and memory of a process?
 
-Where a card's weights are not here, seeded ones lie in a file in their place: what numbers they hold changes
-neither. Prints a JSON object a model, for the cards' `seconds_per_image.cpu` and `size.memory_mb`.
+If a card's weights are not on this machine, a file with seeded weights replaces them: the numbers in it
+change neither result. Prints one JSON object a model, for the cards' `seconds_per_image.cpu` and
+`size.memory_mb`.
 
     python bench/models.py [MODEL …]
 """
@@ -32,7 +33,7 @@ _MEASURE: Final = "--measure"
 
 
 def main() -> None:
-    """Measure the models that are named, or all, each in a process of its own."""
+    """Measure the named models, or all of them, each in a process of its own."""
     if sys.argv[1:2] == [_MEASURE]:
         sys.stdout.write(json.dumps(measure(ModelCard.model_validate_json(sys.stdin.read()))))
         return
@@ -50,23 +51,23 @@ def main() -> None:
 
 
 def measure(card: ModelCard) -> dict[str, float]:
-    """Score 16 photographs at once in this process, which has scored one before."""
+    """Score 16 photographs at once, after one that warms up; return seconds and megabytes."""
     contents = [path.read_bytes() for path in sorted(_PHOTOS.glob("*.jpg"))]
     contents = (contents * _NUM_IMAGES)[:_NUM_IMAGES]
     scorer = Scorer(card, load_model(ModelSpec(card, device="cpu", batch_size=_NUM_IMAGES)))
     scorer.score(contents[:1])
-    started = time.process_time()  # of the processor: other programs on the machine do not count
+    started = time.process_time()  # CPU time, so that other programs do not count
     scores = scorer.score(contents)
     seconds = time.process_time() - started
     if any(score.status != "ok" for score in scores):
-        raise SystemExit(f"{card.name} has not scored all images")
+        raise SystemExit(f"{card.name} gave some images no score; expected a score for each of them")
     return {"seconds_per_image": round(seconds / _NUM_IMAGES, 4), "memory_mb": round(_peak_bytes() / 1e6)}
 
 
 def _peak_bytes() -> int:
-    """Return the most memory this program has had, on Linux.
+    """Return the peak memory of this program, on Linux.
 
-    Not `getrusage`: what that tells outlives exec, and so has in it the process that made the weights.
+    Not `getrusage`: its maximum survives exec and so includes the process that made the weights.
     """
     status = Path("/proc/self/status").read_text(encoding="ascii")
     [kilobytes] = re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
@@ -74,13 +75,13 @@ def _peak_bytes() -> int:
 
 
 def _with_weights(card: ModelCard, folder: Path) -> ModelCard:
-    """Return the card, with seeded weights where its own are not here."""
+    """Return the card; with seeded weights if its own are not on this machine."""
     try:
         locate_weights(card)
     except WeightsError:
         content = card.model_dump()
         content["encoder"] |= {"weights": {"path": _seeded(card, folder)}, "tensor_names": None}
-        if card.encoder.library == "open_clip":  # of a file of one's own the card has to say it
+        if card.encoder.library == "open_clip":  # a card with a file of its own must name it
             is_quick = card.encoder.architecture.endswith("-quickgelu")
             content["encoder"]["activation"] = "quick_gelu" if is_quick else "gelu"
         for head in (content["head"], *content["other_heads"].values()):
@@ -90,7 +91,7 @@ def _with_weights(card: ModelCard, folder: Path) -> ModelCard:
 
 
 def _seeded(card: ModelCard, folder: Path) -> Path:
-    """Write the weights of the card's network; of CLIP the image tower's, which alone is read."""
+    """Write seeded weights of the card's network; for CLIP those of the image tower, the only part read."""
     import torch
     from safetensors.torch import save_file
 

@@ -1,7 +1,7 @@
-"""How long does `run` take when there is nothing new, among many files that have been scored?
+"""How long does `run` take if nothing is new among many scored files?
 
-Makes so many tiny images, scores them once, and then runs the job again, each time in a fresh process whose
-Spark is up before the clock starts: what a nightly job costs in a quiet night.
+Makes many tiny images, scores them once, and then runs the job again, each time in a fresh process. Spark is
+up before the clock starts. The result is the cost of a nightly job in a quiet night.
 
     python bench/nothing_new.py [--files 100000] [--rounds 3]
 """
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work-dir", type=Path, default=Path(tempfile.gettempdir()) / "nsfw-spark-bench")
-    parser.add_argument("--once", action="store_true", help="only run the job, and print its seconds")
+    parser.add_argument("--once", action="store_true", help="only run the job and print its seconds")
     given = parser.parse_args()
 
     images, out = given.work_dir / f"tiny-{given.files}", given.work_dir / "nothing-new"
@@ -53,12 +53,12 @@ def main() -> None:
     shutil.rmtree(out, ignore_errors=True)
     first, *again = [_in_a_fresh_process() for _ in range(1 + given.rounds)]
     if first["images"] != given.files or any(each["images"] for each in again):
-        sys.exit(f"expected {given.files} new images and then none; got {[first, *again]}")
+        sys.exit(f"got {[first, *again]}; expected {given.files} new images in the first run, then none")
     print(json.dumps(_result(given, first, again), indent=2))
 
 
 def _in_a_fresh_process() -> dict[str, Any]:
-    load = os.getloadavg()[0]  # of the minute before: what else the machine does
+    load = os.getloadavg()[0]  # over the minute before: other work on the machine
     command = [sys.executable, *sys.argv, "--once"]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     measured = {**json.loads(printed.splitlines()[-1]), "load_before": load}

@@ -1,14 +1,14 @@
-"""How fast is each source, first listing to last commit, against plain Python over the same bytes?
+"""How fast is each source, from first listing to last commit, against plain Python over the same bytes?
 
-Two ways over the same files, interleaved, several rounds in one run:
+Measures two ways over the same files, interleaved, in several rounds:
 
-- `job`: `nsfw-spark run`, all of it, into tables of its own; the session is warm;
-- `plain`: no Spark, and nothing written. For images a process on each core, started before the clock, that
-  reads the files with open, tarfile or pyarrow and gives the images to the same `Scorer`; for embeddings one
-  process that gives what np.load or pyarrow reads to the same head, with as many threads as numpy takes.
+- `job`: the whole of `nsfw-spark run`, into new tables, in a warm session;
+- `plain`: plain Python without Spark, which writes nothing. For images, a process on each core, started
+  before the clock, reads the files with open, tarfile or pyarrow and passes the images to the same `Scorer`.
+  For embeddings, one process passes the arrays of np.load or pyarrow to the same head, with numpy's threads.
 
-The encoder is every 14th pixel times a matrix, so that all time is the pipeline's; the head of the embeddings
-is that of ViT-L/14. Spark's start and a first, small run of each source are timed apart.
+The encoder is every 14th pixel times a matrix, so that the pipeline takes all the time. The head of ViT-L/14
+scores embeddings. Spark's start and a first small run of each source are timed apart.
 
     python bench/sources.py [--source webdataset …] [--images 20000] [--vectors 1000000] [--rounds 3]
 """
@@ -44,11 +44,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from images import make_images
 
+from nsfw_spark import Cascade, Scorer, load_scorer
 from nsfw_spark.cards import load_card
 from nsfw_spark.encoders import Encoded
 from nsfw_spark.heads import Head, load_heads
 from nsfw_spark.options import job_options
-from nsfw_spark.scorer import Scorer, load_scorer
 from nsfw_spark.spark.pipeline import run_job
 from nsfw_spark.spark.session import get_session
 from nsfw_spark.weights import locate_weights
@@ -56,27 +56,27 @@ from nsfw_spark.weights import locate_weights
 _CARD: Final = str(Path(__file__).parent / "free-encoder.yaml")
 _HEAD: Final = "laion-vit-l-14"
 _DIM: Final = 768
-_IMAGES_PER_FILE: Final = 1_000  # of a tar or Parquet file
-_ROW_GROUP: Final = 100  # images, as Hugging Face's `datasets` writes them
+_IMAGES_PER_FILE: Final = 1_000  # in a tar or Parquet file
+_ROW_GROUP: Final = 100  # images in a row group, as Hugging Face's `datasets` writes them
 _VECTORS_PER_FILE: Final = 50_000
-_BLOCK: Final = 2_048  # vectors that the bare loop takes at once: they fit into the processor's cache
+_BLOCK: Final = 2_048  # vectors that plain Python scores at once: they fit into the processor's cache
 _SMALL: Final = {"images": 200, "vectors": 10_000}
 
 
 @dataclass(frozen=True)
 class Input:
-    """One source: how it is made, and how plain Python scores it."""
+    """One source: how to make it, and how to score it in plain Python."""
 
     unit: str
     """`images` or `vectors`."""
     make: Callable[[Path, Path, int], None]
-    """Fills a directory, from a directory of image files, with so many images or vectors."""
+    """Fills a directory with a number of images or vectors; the images come from another directory."""
     plain: Callable[[Path], int]
-    """Scores one of its files and returns how many images or vectors it holds."""
+    """Scores one file and returns the number of images or vectors in it."""
     files: str
-    """Glob of its files."""
+    """Glob of the files."""
     options: dict[str, str] = field(default_factory=dict)
-    """Of the job."""
+    """Further options of the job."""
 
 
 def main() -> None:
@@ -113,27 +113,29 @@ def _rounds(
 ) -> list[dict[str, Any]]:
     rounds = []
     for _ in range(given.rounds):
-        load = os.getloadavg()[0]  # of the minute before: what else the machine does
+        load = os.getloadavg()[0]  # over the minute before: other work on the machine
         job = _measured(lambda: _job(source, directory, given.work_dir))
         plain = _measured(lambda: _plain(source, directory, pool))
         if job["images"] != plain["images"]:
-            sys.exit(f"the job scored {job['images']} of {directory}, plain Python {plain['images']}")
+            sys.exit(
+                f"{directory}: the job scored {job['images']}, Python {plain['images']}; expected as many"
+            )
         rounds.append({"job": job, "plain": plain, "load_before": load})
         sys.stderr.write(f"{directory.name}: {json.dumps(rounds[-1])}\n")
     return rounds
 
 
 def _measured(way: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Add the seconds of all cores that a way took: they move less than its own with what else runs here."""
+    """Run one way and add the CPU seconds of all cores, which other programs disturb less than the clock."""
     before = _cpu_seconds()
     result = way()
-    # A process that has ended since is not counted, nor is the model host, which is nobody's child.
+    # This leaves out processes that ended since, and the model host, which is no child of this process.
     used = sum(seconds - before.get(pid, 0.0) for pid, seconds in _cpu_seconds().items())
     return {**result, "cpu_seconds": round(used, 2)}
 
 
 def _cpu_seconds() -> dict[int, float]:
-    """Return by its number what this process and each below it took: Java, Python workers, the pool."""
+    """Return CPU seconds by process number: this process, Java, Python workers and the pool."""
     seconds = {}
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         with suppress(psutil.Error):
@@ -143,7 +145,7 @@ def _cpu_seconds() -> dict[int, float]:
 
 
 def _job(source: Input, directory: Path, work_dir: Path) -> dict[str, Any]:
-    """Run the job; return what its row in `runs` says, and its seconds by a clock around it."""
+    """Run the job; return figures of its row in `runs`, and its seconds by the clock."""
     out = work_dir / "out"
     shutil.rmtree(out, ignore_errors=True)
     images = {"model": _CARD, "allow_random_weights": True}
@@ -152,8 +154,15 @@ def _job(source: Input, directory: Path, work_dir: Path) -> dict[str, Any]:
     run_job(job_options({"input": str(directory), "output": str(out), **given, **source.options}))
     seconds = time.perf_counter() - started
     run = get_session().read.format("delta").load(str(out / "runs")).collect()[0]
-    stages = ("images", "score_seconds", "filter_seconds", "decode_seconds", "wait_seconds", "encode_seconds")
-    return {"seconds": seconds, **{name: run[name] for name in stages}}
+    figures = (
+        "images",
+        "score_seconds",
+        "filter_seconds",
+        "decode_seconds",
+        "wait_seconds",
+        "encode_seconds",
+    )
+    return {"seconds": seconds, **{name: run[name] for name in figures}}
 
 
 def _plain(source: Input, directory: Path, pool: ProcessPoolExecutor) -> dict[str, Any]:
@@ -169,9 +178,11 @@ def _plain(source: Input, directory: Path, pool: ProcessPoolExecutor) -> dict[st
 
 @contextmanager
 def _pool() -> Iterator[ProcessPoolExecutor]:
-    """Yield a process on each core, which has loaded its scorer."""
+    """Yield a pool of processes, one on each core, that have loaded their scorers."""
     cores = os.cpu_count() or 1
-    os.environ["OMP_NUM_THREADS"] = "1"  # each; that of this process is loaded already, and takes all
+    os.environ["OMP_NUM_THREADS"] = (
+        "1"  # for each process; this one has loaded OpenMP already and keeps all threads
+    )
     with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
         list(pool.map(_warm_up, range(cores)))
         del os.environ["OMP_NUM_THREADS"]
@@ -180,11 +191,11 @@ def _pool() -> Iterator[ProcessPoolExecutor]:
 
 def _warm_up(_: int) -> None:
     _scorer()
-    time.sleep(1)  # so that each process gets one of these
+    time.sleep(1)  # so that each process gets one call
 
 
 @lru_cache
-def _scorer() -> Scorer:
+def _scorer() -> Scorer | Cascade:
     return load_scorer(_CARD)
 
 
@@ -235,7 +246,7 @@ def _score_vectors(vectors: npt.NDArray[Any]) -> int:
 
 
 def _made(given: argparse.Namespace, name: str, source: Input, number: int) -> Path:
-    """Return a source's directory, made if it is not there."""
+    """Return the directory of a source; make it if needed."""
     width, height = map(int, given.size.split("x"))
     distinct = min(given.distinct, number)
     work_dir: Path = given.work_dir
@@ -256,8 +267,8 @@ def _made(given: argparse.Namespace, name: str, source: Input, number: int) -> P
     return directory
 
 
-def _make_tars(directory: Path, images: Path, number: int) -> None:  # noqa: ARG001 - one signature for all
-    for i, files in enumerate(_chunks(sorted(images.iterdir()))):
+def _make_tars(directory: Path, images: Path, number: int) -> None:  # noqa: ARG001 - all have one signature
+    for i, files in enumerate(_file_groups(sorted(images.iterdir()))):
         with tarfile.open(directory / f"{i:05}.tar", "w", dereference=True) as tar:  # the files are links
             for file in files:
                 tar.add(file, file.name)
@@ -267,7 +278,7 @@ def _make_tars(directory: Path, images: Path, number: int) -> None:  # noqa: ARG
 
 
 def _make_parquet(directory: Path, images: Path, number: int) -> None:  # noqa: ARG001
-    for i, files in enumerate(_chunks(sorted(images.iterdir()))):
+    for i, files in enumerate(_file_groups(sorted(images.iterdir()))):
         column = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
         table = pa.table({"image": column, "caption": [file.stem for file in files]})
         pq.write_table(table, directory / f"{i:05}.parquet", row_group_size=_ROW_GROUP)
@@ -281,7 +292,7 @@ def _make_delta(directory: Path, images: Path, number: int) -> None:
     rows.repartition(num_files).write.format("delta").mode("overwrite").save(str(directory))
 
 
-def _chunks(files: list[Path]) -> list[list[Path]]:
+def _file_groups(files: list[Path]) -> list[list[Path]]:
     return [files[i : i + _IMAGES_PER_FILE] for i in range(0, len(files), _IMAGES_PER_FILE)]
 
 
@@ -308,7 +319,7 @@ def _make_lists(directory: Path, images: Path, number: int) -> None:  # noqa: AR
 
 
 def _vectors(number: int) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield embeddings of unit length, a file of them at a time."""
+    """Yield embeddings of unit length, those of one file at a time."""
     for i, start in enumerate(range(0, number, _VECTORS_PER_FILE)):
         shape = (min(_VECTORS_PER_FILE, number - start), _DIM)
         vectors = np.random.default_rng(i).standard_normal(shape, dtype=np.float32)

@@ -1,7 +1,7 @@
 """What does --strict cost?
 
-Decodes images of several kinds with and without it, in turns, and has open_nsfw score them. Prints for each
-kind how many views an image has, and how many times the default's decoding and scoring take.
+Decodes images of several kinds with and without it, in turns, and scores them with open_nsfw. Prints for each
+kind the views of an image, and how many times longer decoding and scoring take than by default.
 
     python bench/strict.py [--images 40] [--rounds 5]
 """
@@ -36,7 +36,7 @@ _PANORAMA = (1920, 480)
 def main() -> None:
     """Run the benchmark and print its result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=40, help="of each kind")
+    parser.add_argument("--images", type=int, default=40, help="images of each kind")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     result = {
@@ -79,7 +79,7 @@ def _measured(contents: Sequence[bytes], rounds: int) -> dict[str, float]:
 
 
 def _in_turns(one: Callable[[], Any], other: Callable[[], Any], rounds: int) -> tuple[float, float]:
-    """Return the medians of the seconds that each takes."""
+    """Return the median seconds of each function."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for function, taken in zip((one, other), seconds, strict=True):
@@ -90,7 +90,7 @@ def _in_turns(one: Callable[[], Any], other: Callable[[], Any], rounds: int) -> 
 
 
 def _photo(number: int) -> Image.Image:
-    """Return one of the examples' photographs, another part of it each time it is its turn."""
+    """Return a photograph of the examples; each repetition crops another part of it."""
     photo = Image.open(_PHOTOS[number % len(_PHOTOS)]).convert("RGB")
     margin = min(photo.size) // 100 * (number // len(_PHOTOS))
     return photo.crop((margin, margin, *photo.size)).resize(_SIZE, Image.Resampling.BICUBIC)
@@ -108,7 +108,7 @@ def _transparent(image: Image.Image) -> bytes:
 
 
 def _series(image: Image.Image, count: int, image_format: str) -> bytes:
-    """Return a file of several frames: the picture, moving."""
+    """Return a file with several frames, in which the picture moves."""
     frames = [
         image.transform(image.size, Image.Transform.AFFINE, (1, 0, 4 * i, 0, 1, 0)) for i in range(count)
     ]

@@ -1,4 +1,4 @@
-"""Errors: they survive the way from a Python worker to the driver, and the picture of them is true."""
+"""Errors survive the way from a Python worker to the driver, and their documentation is true."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+import nsfw_spark
 from nsfw_spark import errors
 from nsfw_spark.errors import ImageError, ImageHeader, NsfwSparkError
 
@@ -37,6 +38,10 @@ def test_the_tree_in_the_docstring_is_the_classes() -> None:
     classes = [(error.__name__, *(base.__name__ for base in error.__bases__[1:])) for error in CLASSES]
     assert [tuple(filter(None, branch)) for branch in tree] == classes
     assert all(error.__bases__[0] is NsfwSparkError for error in CLASSES)
+
+
+def test_every_error_is_exported() -> None:
+    assert {error.__name__ for error in [NsfwSparkError, *CLASSES]} <= set(nsfw_spark.__all__)
 
 
 def test_errors_can_be_caught_as_the_builtin_that_they_are() -> None:

@@ -1,12 +1,14 @@
-"""Model cards: what is wrong is said by field; what decides a score is in the fingerprint."""
+"""The schema of cards: errors name their field, and the fingerprint covers each field that decides a score."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from nsfw_spark.cards import built_in_models, load_card
 from nsfw_spark.errors import ConfigError
@@ -32,36 +34,10 @@ def message(folder: Path, content: object) -> str:
     return text
 
 
-@pytest.mark.parametrize("name", built_in_models())
-def test_a_built_in_card_loads_under_its_name(name: str) -> None:
-    built_in = load_card(name)
-    assert built_in.name == name
-    assert not built_in.random_parts
-    assert set(built_in.weights_sources) >= {"encoder"}
-
-
-def test_the_built_in_cards_are_known() -> None:
-    clip = {"aesthetic-vit-l-14", "laion-vit-b-32", "laion-vit-h-14", "laion-vit-l-14"}
-    classifiers = {"adamcodd-vit-b-384", "falconsai-vit-b-224", "freepik-eva02-b-448", "marqo-vit-tiny-384"}
-    assert clip | classifiers | {"nudenet-320n", "open-nsfw"} == set(built_in_models())
-
-
 @pytest.mark.parametrize("name", ["laion-vit-b-32", "laion-vit-l-14"])
 def test_openai_weights_get_their_own_activation(name: str) -> None:
     """OpenAI's weights were trained with QuickGELU; the plain architecture computes another function."""
     assert load_card(name).encoder.architecture.endswith("-quickgelu")
-
-
-def test_an_unknown_model_gets_the_nearest_name() -> None:
-    with pytest.raises(ConfigError, match=r"'laion-vit-l14'.*did you mean laion-vit-l-14\?.*open-nsfw"):
-        load_card("laion-vit-l14")
-
-
-def test_an_unknown_model_with_no_near_name_gets_the_list() -> None:
-    with pytest.raises(ConfigError) as caught:
-        load_card("zzz")
-    assert "did you mean" not in str(caught.value)
-    assert all(name in str(caught.value) for name in built_in_models())
 
 
 def test_an_unknown_key_gets_the_nearest_name(tmp_path: Path) -> None:
@@ -194,22 +170,6 @@ def test_a_card_cannot_change() -> None:
         card().name = "other"
 
 
-def test_weights_paths_are_relative_to_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cards").mkdir()
-    weights = {"weights": {"path": "towers/tower.safetensors"}}
-    beauty = {**perceptron(1, [1]), "weights": {"path": "beauty.pth"}}
-    content = card_content(
-        encoder=weights, head={"weights": {"path": "head.zip"}}, other_heads={"beauty": beauty}
-    )
-    path = write(tmp_path / "cards", content)
-    monkeypatch.chdir(tmp_path)
-    loaded = load_card(path.relative_to(tmp_path))
-    assert loaded.encoder.weights.path == tmp_path / "cards" / "towers" / "tower.safetensors"
-    assert loaded.head.weights is not None
-    assert loaded.head.weights.path == tmp_path / "cards" / "head.zip"
-    assert loaded.weights_sources["beauty_head"].path == tmp_path / "cards" / "beauty.pth"
-
-
 DECISIVE = [
     {"encoder": {"architecture": "other"}},
     {"encoder": {"precision": "bfloat16"}},
@@ -312,3 +272,20 @@ def test_an_unknown_key_in_a_list_gets_the_nearest_name(tmp_path: Path) -> None:
     assert "accuracy.0.values: unknown key, did you mean value?" in message(
         tmp_path, card_content(accuracy=[figure])
     )
+
+
+def sections(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """Return a section of a card and all sections inside it."""
+    yield section
+    for field in section.model_fields.values():
+        types = [field.annotation, *get_args(field.annotation)]
+        for inner in [each for each in types if isinstance(each, type) and issubclass(each, BaseModel)]:
+            yield from sections(inner)
+
+
+def test_the_page_on_own_models_explains_every_field() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "own-model.md").read_text(encoding="utf-8")
+    table = page.partition("## All fields")[2]
+    fields = {name for section in sections(ModelCard) for name in section.model_fields}
+    assert len(fields) > 40
+    assert [name for name in sorted(fields) if f"`{name}`" not in table] == []

@@ -1,4 +1,4 @@
-"""Weights: where they are looked for, that their checksum is compared, what is said when they are absent."""
+"""Weights: the order of the searched places, the comparison of checksums, and the error for absent files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nsfw_spark.encoders.encoder import read_tensors
+from nsfw_spark.encoders import read_tensors
 from nsfw_spark.errors import WeightsError
 from nsfw_spark.model_card import ModelCard
 from nsfw_spark.weights import fetch_weights, fingerprint, locate_weights
@@ -77,6 +77,8 @@ def test_absent_weights_are_said_to_be_absent_with_places_and_remedy(
     assert str(tmp_path / "models" / "owner" / "tower" / "tower.safetensors") in message
     assert str(hub_cache) in message
     assert "nsfw-spark models fetch fake --model-dir DIR" in message
+    assert message.count(". ") <= 2, "three sentences"
+    assert "\n" not in message
 
 
 def test_another_sha256_is_an_error_that_names_both(tmp_path: Path) -> None:
@@ -84,7 +86,9 @@ def test_another_sha256_is_an_error_that_names_both(tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as caught:
         locate_weights(from_hub(sha256=SHA256), tmp_path)
     actual = hashlib.sha256(b"damaged").hexdigest()
-    assert all(part in str(caught.value) for part in (str(path), SHA256, actual))
+    remedy = "Delete it and fetch it again"
+    assert all(part in str(caught.value) for part in (str(path), SHA256, actual, remedy))
+    assert "\n" not in str(caught.value)
 
 
 def test_the_pinned_sha256_passes(tmp_path: Path) -> None:

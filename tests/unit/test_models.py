@@ -1,4 +1,4 @@
-"""What the cards say of their models is so, and none says nothing."""
+"""The facts in the built-in cards are true and complete."""
 
 from __future__ import annotations
 

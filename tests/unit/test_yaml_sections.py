@@ -1,4 +1,4 @@
-"""YAML: what is not plain data, or grows when it is read, is refused in one line."""
+"""YAML: anything except plain data of limited size is an error of one line."""
 
 from __future__ import annotations
 

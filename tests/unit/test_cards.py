@@ -1,14 +1,92 @@
-"""What of a model is computed: heads and classes that were named, and what follows from the choice."""
+"""Cards: they load by name or path, show their own text, and let a job choose heads and classes."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 from nsfw_spark import ConfigError
-from nsfw_spark.cards import choose_card, load_card, with_heads
+from nsfw_spark.cards import built_in_models, card_text, choose_card, load_card, with_heads
 from nsfw_spark.model_card import ModelCard
 from nsfw_spark.weights import fingerprint, locate_weights
-from tests.fakes import card, perceptron
+from nsfw_spark.yaml_sections import parse_section
+from tests.fakes import card, card_content, perceptron
+
+
+@pytest.mark.parametrize("name", built_in_models())
+def test_a_built_in_card_loads_under_its_name(name: str) -> None:
+    built_in = load_card(name)
+    assert built_in.name == name
+    assert not built_in.random_parts
+    assert set(built_in.weights_sources) >= {"encoder"}
+
+
+def test_the_built_in_cards_are_known() -> None:
+    clip = {"aesthetic-vit-l-14", "laion-vit-b-32", "laion-vit-h-14", "laion-vit-l-14"}
+    classifiers = {"adamcodd-vit-b-384", "falconsai-vit-b-224", "freepik-eva02-b-448", "marqo-vit-tiny-384"}
+    assert clip | classifiers | {"nudenet-320n", "open-nsfw"} == set(built_in_models())
+
+
+def test_an_unknown_model_gets_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match=r"'laion-vit-l14'.*did you mean laion-vit-l-14\?.*open-nsfw"):
+        load_card("laion-vit-l14")
+
+
+def test_an_unknown_model_with_no_near_name_gets_the_list() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_card("zzz")
+    assert "did you mean" not in str(caught.value)
+    assert all(name in str(caught.value) for name in built_in_models())
+
+
+def test_weights_paths_are_relative_to_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cards").mkdir()
+    weights = {"weights": {"path": "towers/tower.safetensors"}}
+    beauty = {**perceptron(1, [1]), "weights": {"path": "beauty.pth"}}
+    content = card_content(
+        encoder=weights, head={"weights": {"path": "head.zip"}}, other_heads={"beauty": beauty}
+    )
+    path = tmp_path / "cards" / "card.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    loaded = load_card(path.relative_to(tmp_path))
+    assert loaded.encoder.weights.path == tmp_path / "cards" / "towers" / "tower.safetensors"
+    assert loaded.head.weights is not None
+    assert loaded.head.weights.path == tmp_path / "cards" / "head.zip"
+    assert loaded.weights_sources["beauty_head"].path == tmp_path / "cards" / "beauty.pth"
+
+
+@pytest.mark.parametrize("name", built_in_models())
+def test_the_text_of_a_card_is_its_file_with_the_comments(name: str) -> None:
+    text = card_text(name)
+    assert text.startswith("# A model card. docs/own-model.md")
+    assert parse_section(ModelCard, text, origin=name) == load_card(name)
+
+
+def test_the_text_of_a_users_card_is_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"# mine\n{yaml.safe_dump(card_content(name='mine'))}", encoding="utf-8")
+    assert card_text(path) == path.read_text(encoding="utf-8")
+    path.write_text("name: mine\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="encoder: is needed"):
+        card_text(path)
+
+
+def test_a_tilde_in_the_path_of_a_card_is_the_home_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(card_content(name="mine")), encoding="utf-8")
+    assert load_card("~/mine.yaml").name == "mine"
+
+
+def test_a_tilde_in_the_path_of_weights_leaves_the_cards_folder(tmp_path: Path) -> None:
+    content = card_content(encoder={"weights": {"path": "~/w.safetensors"}})
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"path is ~/w\.safetensors; expected .* must not read other files"):
+        load_card(tmp_path / "card.yaml")
 
 
 def three() -> ModelCard:

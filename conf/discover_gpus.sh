@@ -1,16 +1,16 @@
 #!/bin/sh
-# Prints the GPUs of this machine, or of this container, as Spark's resource discovery reads them:
+# Prints the GPUs of this machine or container for Spark's resource discovery:
 #   {"name": "gpu", "addresses": ["0", "1"]}
-# Where there is none, it says why on standard error and exits with 1: no worker or executor starts there.
+# Without a GPU it prints the reason on standard error and exits with 1, so no worker or executor starts here.
 #
-# An address is
-# - where CUDA_VISIBLE_DEVICES is set, an entry of it, as it stands there. CUDA counts within that list, and a
-#   task looks its address up in it. Counting from 0 would not do: of "1,2", is 1 the first or the second?
-# - else, where a GPU is split (MIG), a UUID: of each MIG device, and of each GPU that is not split. CUDA shows a
-#   process no more than one MIG device and counts anew beside it, so an index would name nothing for certain.
-#   A GPU in MIG mode without MIG devices can run nothing, and is left out.
-# - else the index that nvidia-smi gives. CUDA may count in another order, but from 0 to the same end: each index
-#   still is one GPU.
+# An address is one of these:
+# - If CUDA_VISIBLE_DEVICES is set: an entry of it, unchanged. CUDA counts within that list, and a task looks its
+#   address up in it. An index from 0 would be ambiguous: in "1,2", is 1 the first or the second?
+# - If a GPU is split (MIG): the UUID of each MIG device and of each GPU that is not split. CUDA shows a process at
+#   most one MIG device and then counts from 0 again, so an index is ambiguous. A GPU in MIG mode without MIG
+#   devices can run nothing and is left out.
+# - Otherwise: the index that nvidia-smi prints. CUDA may count in another order, but over the same range, so each
+#   index is one GPU.
 set -euf
 
 fail() {
@@ -23,10 +23,10 @@ command -v nvidia-smi >/dev/null ||
 gpus=$(nvidia-smi --query-gpu=index,uuid,mig.mode.current --format=csv,noheader 2>&1) ||
     fail "nvidia-smi failed: $gpus"
 
-# Lines such as: 0, GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77, Disabled
+# A line looks like this: 0, GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77, Disabled
 if printf '%s\n' "$gpus" | grep -q '^[0-9]*, GPU-.*, Enabled'; then
     devices=$(nvidia-smi -L 2>&1) || fail "nvidia-smi -L failed: $devices"
-    # Lines such as:   MIG 1g.5gb      Device  0: (UUID: MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f)
+    # A line looks like this:   MIG 1g.5gb      Device  0: (UUID: MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f)
     devices=$(printf '%s\n' "$devices" | sed -n 's/^ *MIG .*(UUID: \(MIG-[^)]*\)).*/\1/p')
     unsplit=$(printf '%s\n' "$gpus" | sed -n '/, Enabled/d; s/^[0-9]*, \(GPU-[^,]*\),.*/\1/p')
     addresses="$devices $unsplit"
@@ -35,13 +35,13 @@ else
     addresses=$(printf '%s\n' "$gpus" | sed -n 's/^\([0-9]*\), GPU-.*/\1/p')
     names="$addresses $(printf '%s\n' "$gpus" | sed -n 's/^[0-9]*, \(GPU-[^,]*\),.*/\1/p')"
 fi
-# Unquoted on purpose, here and below: a name is a word.
+# Unquoted on purpose, here and below: each word is a name.
 # shellcheck disable=SC2086
 set -- $names
 names=$*
 [ -n "$names" ] || fail "nvidia-smi lists no GPU that CUDA can use; it says: $gpus"
 
-# Whether $1 is one of the names or, of a UUID, its beginning, as CUDA allows.
+# Succeeds if $1 is one of the names or, as CUDA allows, the beginning of a UUID.
 is_name() {
     for name in $names; do
         case $1 in

@@ -1,13 +1,13 @@
 """Build the demo's pictures in ``examples/images``.
 
-The photographs are all in the public domain or CC0. They come from three Python packages: the
-installed scikit-image, matplotlib (``grace_hopper.jpg``) and scipy 1.9.3 (``face.dat`` and
-``ascent.dat``). ``examples/images/README.md`` says what each file shows and who took it, and how to
-get the last three files out of their packages. Then run::
+All photographs are in the public domain or CC0. They come from three Python packages: the installed
+scikit-image, matplotlib (``grace_hopper.jpg``) and scipy 1.9.3 (``face.dat`` and ``ascent.dat``).
+``examples/images/README.md`` names the subject and author of each file, and says how to get the last
+three files out of their packages. Then run::
 
     python examples/make_images.py --matplotlib-data DIR --scipy-data DIR
 
-There is no randomness in here: with the same version of Pillow, every run writes the same bytes.
+Nothing is random: with the same version of Pillow, every run writes the same bytes.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ SCIKIT_IMAGE_FILES = {
     "retina": "retina.jpg",
 }
 
-# How each format is written. AVIF gets one thread because the encoder may split the work
-# differently on another machine, and the files should not depend on that.
+# Options for each format. AVIF gets one thread: with more, the encoder may split the work differently
+# on another machine, and write other files.
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     ".avif": {"quality": 70, "max_threads": 1},
     ".bmp": {},
@@ -48,12 +48,12 @@ SAVE_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class Photo(NamedTuple):
-    """One photograph of the demo: a part of a source picture, perhaps scaled down."""
+    """One photograph of the demo: a crop of a source picture, scaled down if `size` says so."""
 
     file: str
     source: str
-    box: tuple[int, int, int, int] | None = None  # left, top, right, bottom; None is all of it
-    size: tuple[int, int] | None = None  # None keeps the pixels as they are
+    box: tuple[int, int, int, int] | None = None  # left, top, right, bottom; None keeps the whole picture
+    size: tuple[int, int] | None = None  # width, height; None does not scale
 
 
 PHOTOS = (
@@ -85,12 +85,12 @@ PHOTOS = (
 
 
 def without_metadata(image: Image.Image) -> Image.Image:
-    """Return only the pixels, so that no comment, profile or resolution gets into our files."""
+    """Return the pixels alone, without comment, profile and resolution."""
     return Image.fromarray(np.asarray(image))
 
 
 def load_raccoon(path: Path) -> Image.Image:
-    """Read scipy's ``face.dat``: bzip2 over the bare bytes of 768 rows of 1024 RGB pixels."""
+    """Read scipy's ``face.dat``: 768 rows of 1024 RGB pixels, compressed with bzip2."""
     pixels = np.frombuffer(bz2.decompress(path.read_bytes()), dtype=np.uint8)
     return Image.fromarray(pixels.reshape(768, 1024, 3))
 
@@ -99,7 +99,7 @@ def load_stairs(path: Path) -> Image.Image:
     """Read scipy's ``ascent.dat``: a pickled list of 512 rows of 512 grey values.
 
     Unpickling a file may run code that is hidden in it. Every pixel is a one-byte integer of the
-    pickle, so it is enough to list the pickle's opcodes, which runs nothing.
+    pickle, so listing the pickle's opcodes is enough, and runs nothing.
     """
     opcodes = pickletools.genops(path.read_bytes())
     pixels = [value for opcode, value, _ in opcodes if opcode.name == "BININT1"]
@@ -107,8 +107,8 @@ def load_stairs(path: Path) -> Image.Image:
 
 
 def load_sources(matplotlib_data: Path, scipy_data: Path) -> dict[str, Image.Image]:
-    """Read every source picture, under the name that the rest of this script uses."""
-    # skimage.data's own functions may look for a download cache; the files in the package do.
+    """Read every source picture; return them by the name that `PHOTOS` uses."""
+    # The functions of skimage.data may look for a download cache. The files in the package suffice.
     package = importlib.resources.files("skimage.data")
     sources = {}
     for name, file in SCIKIT_IMAGE_FILES.items():
@@ -133,10 +133,10 @@ def write_photos(sources: dict[str, Image.Image], folder: Path) -> None:
 
 
 def write_corrupt(sources: dict[str, Image.Image], folder: Path) -> None:
-    """Write files that are named like photographs but cannot be decoded."""
+    """Write files with names of photographs that cannot be decoded."""
     folder.mkdir(parents=True, exist_ok=True)
 
-    # The headers are intact, so that opening the file works and only reading the pixels fails.
+    # Its header is intact, so opening the file works and reading the pixels fails.
     truncated = folder / "truncated.jpg"
     sources["coffee"].resize((450, 300)).save(truncated, **SAVE_OPTIONS[".jpg"])
     whole = truncated.read_bytes()
@@ -148,19 +148,19 @@ def write_corrupt(sources: dict[str, Image.Image], folder: Path) -> None:
 
 
 def write_cmyk(image: Image.Image, path: Path) -> None:
-    """Write a JPEG in the four inks of print; Pillow adds the Adobe marker and inverts them."""
+    """Write a CMYK JPEG; Pillow adds the Adobe marker and inverts the inks."""
     image.resize((300, 200)).convert("CMYK").save(path, **SAVE_OPTIONS[".jpg"])
 
 
 def write_palette_transparent(image: Image.Image, path: Path) -> None:
-    """Write a PNG with a palette, whose last colour is transparent, around an ellipse."""
+    """Write a PNG with a palette; its last colour is transparent and surrounds an ellipse."""
     small = image.resize((301, 200))
     outside = Image.new("L", small.size, 255)
     ImageDraw.Draw(outside).ellipse((0, 0, small.width - 1, small.height - 1), fill=0)
     colours = 64
     indexed = small.quantize(colours)
-    # The photograph uses the indices below `colours`, so this one is free to mean "nothing here".
-    # It needs an entry of its own: a pixel that points past the palette makes the PNG invalid.
+    # The photograph uses the indices below `colours`, so the index `colours` is free for transparency.
+    # It needs a palette entry: a pixel with an index beyond the palette makes the PNG invalid.
     palette = (indexed.getpalette() or [])[: 3 * colours]
     indexed.putpalette([*palette, 255, 255, 255])
     indexed.paste(colours, mask=outside)
@@ -169,8 +169,8 @@ def write_palette_transparent(image: Image.Image, path: Path) -> None:
 
 def write_16_bit(image: Image.Image, path: Path) -> None:
     """Write a greyscale PNG with 16 bits a pixel."""
-    # Scaling down in floating point gives shades in between the 256 of the source, so that the
-    # lower byte holds real detail, as it does in the file of a camera or a scanner.
+    # Scaling down in floating point gives shades between the 256 of the source. So the lower byte holds
+    # real detail, as in the file of a camera or a scanner.
     small = image.convert("F").resize((180, 180), Image.Resampling.BOX)
     Image.fromarray((np.asarray(small) * 257).astype(np.uint16)).save(path, optimize=True)
 
@@ -183,9 +183,9 @@ def write_animated(image: Image.Image, path: Path) -> None:
 
 
 def write_exif_rotated(image: Image.Image, path: Path) -> None:
-    """Write a JPEG as a camera held upright does: lying on its side, with a note to turn it."""
-    # Orientation 6 asks the viewer for a quarter turn clockwise, so the stored pixels are turned
-    # the other way; Pillow counts angles anticlockwise.
+    """Write a JPEG like an upright camera: pixels on their side, with the EXIF orientation to turn them."""
+    # Orientation 6 tells the viewer to turn the image clockwise by 90 degrees, so the stored pixels are
+    # turned anticlockwise, which is Pillow's direction.
     sideways = image.resize((320, 375)).transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -193,7 +193,7 @@ def write_exif_rotated(image: Image.Image, path: Path) -> None:
 
 
 def write_variants(sources: dict[str, Image.Image], folder: Path) -> None:
-    """Write sound files in the less common forms that a scoring job meets."""
+    """Write sound files in less common forms."""
     folder.mkdir(parents=True, exist_ok=True)
     write_cmyk(sources["coffee"], folder / "cmyk.jpg")
     write_palette_transparent(sources["cat"], folder / "palette-transparent.png")

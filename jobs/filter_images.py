@@ -1,4 +1,4 @@
-"""Only filters, on a cluster without a GPU: `spark-submit jobs/filter_images.py OUT --threshold T`."""
+"""Applies a policy without scoring; needs no GPU: `spark-submit jobs/filter_images.py OUT --threshold T`."""
 
 from __future__ import annotations
 

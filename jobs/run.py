@@ -1,4 +1,4 @@
-"""Scores what is new and filters it: `spark-submit jobs/run.py INPUT --output OUT …`."""
+"""Scores new images and filters the tables: `spark-submit jobs/run.py INPUT --output OUT …`."""
 
 from __future__ import annotations
 

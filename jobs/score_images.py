@@ -1,4 +1,4 @@
-"""Only scores: `spark-submit jobs/score_images.py INPUT --output OUT …`."""
+"""Scores new images without filtering: `spark-submit jobs/score_images.py INPUT --output OUT …`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A hub and a GitHub on this machine: real HTTP, with what a real network does to downloads.
+"""A hub and a GitHub on this machine, over real HTTP, with the failures of a real network.
 
-What it answers is what huggingface.co does for large files: a redirect to another host, with the commit, and
-the sha256 as ETag. GitHub's files are answered without all that.
+The hub answers like huggingface.co for large files: a redirect to another host, with the commit, and with the
+sha256 as ETag. GitHub answers with the file.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final, Self
 
 COMMIT: Final = "0123456789abcdef0123456789abcdef01234567"
-"""Of all files on this hub."""
+"""The commit of all files on this hub."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A request."""
+    """A request to the hub."""
 
     method: str
     path: str
@@ -29,7 +29,7 @@ class Asked:
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves `files`, by `owner/name/file`; `asked` lists the requests."""
+    """Serves `files` (keys `owner/name/file`) and records the requests in `asked`."""
 
     daemon_threads = True
 
@@ -38,12 +38,12 @@ class Hub(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.asked: list[Asked] = []
         self.cut_after: list[int] = []
-        """So many bytes of the next downloads are sent, one after the other, before the connection breaks."""
+        """The next downloads break off after these numbers of bytes, in this order."""
         self.hold: Callable[[], object] = lambda: None
-        """Called in each download, in the middle of its content."""
+        """Called in the middle of each download."""
         self.ignores_ranges = False
         self.sends: dict[str, bytes] = {}
-        """Sent in place of what the file is."""
+        """Wrong contents, sent in place of the right ones."""
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
 
     @property
@@ -52,11 +52,11 @@ class Hub(ThreadingHTTPServer):
 
     @property
     def cdn(self) -> str:
-        """The same server under another name: another host as far as credentials are concerned."""
+        """The same server under another name, which clients take for another host."""
         return f"http://localhost:{self.server_port}"
 
     def downloads(self) -> list[str | None]:
-        """Return the ranges of the downloads, None for a whole file."""
+        """Return the ranges of the downloads; None means a whole file."""
         files = [each for each in self.asked if COMMIT in each.path and "/resolve/" not in each.path]
         return [each.range for each in files if each.method == "GET"]
 
@@ -70,7 +70,7 @@ class Hub(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        """Say nothing: clients that are killed in the middle are part of the tests."""
+        """Print nothing, because tests kill clients."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -84,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def _answer(self) -> None:
         headers = self.headers

@@ -1,4 +1,4 @@
-"""Downloads from the hub and GitHub: whole or not at all, on from where they broke, and the right file."""
+"""Downloads from the hub and GitHub are complete, resume after a break, and refuse wrong files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def on_github(**source: str) -> ModelCard:
 
 @pytest.fixture(params=[on_hub, on_github], ids=["hub", "github"])
 def there(request: pytest.FixtureRequest, hub: Hub) -> ModelCard:
-    """A card whose encoder's weights are CONTENT, on the hub or on GitHub."""
+    """A card with encoder weights on the hub or on GitHub; their content is CONTENT."""
     hub.files["owner/tower/tower.safetensors"] = CONTENT
     found: ModelCard = request.param()
     return found
@@ -92,7 +92,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(
 
 
 def interrupted(there: ModelCard, hub: Hub, folder: Path) -> int:
-    """Fetch, while each connection breaks until the client gives up; return how many bytes that left."""
+    """Fetch with breaking connections until the client gives up; return the length of the partial file."""
     hub.cut_after = [4000, 0, 0, 0, 0, 0]
     with pytest.raises(WeightsError, match="models fetch fake"):
         fetch_weights(there, folder)
@@ -133,7 +133,7 @@ def test_half_of_another_content_is_not_continued(there: ModelCard, hub: Hub, tm
 def test_a_partial_file_that_is_whole_or_too_long_does_no_harm(
     there: ModelCard, hub: Hub, tmp_path: Path, excess: int
 ) -> None:
-    """A process may be killed between its last byte and the new name."""
+    """A kill may happen between the last byte and the rename."""
     interrupted(there, hub, tmp_path / "weights")
     [partial] = (tmp_path / "weights").rglob("*.partial")
     partial.write_bytes(CONTENT + bytes(excess))
@@ -151,7 +151,7 @@ def test_a_file_that_is_not_the_pinned_one_is_not_kept(there: ModelCard, hub: Hu
 
 
 def test_a_file_that_is_not_what_the_hub_says_is_not_kept(hub: Hub, tmp_path: Path) -> None:
-    """As a proxy that puts its own page in place of the file."""
+    """Like a proxy that sends its own page in place of the file."""
     hub.files["owner/tower/tower.safetensors"] = CONTENT
     hub.sends["owner/tower/tower.safetensors"] = b"<" * len(CONTENT)
     with pytest.raises(WeightsError, match=f"expected {SHA256}"):
@@ -202,7 +202,7 @@ def test_offline_nobody_is_asked(there: ModelCard, hub: Hub, monkeypatch: pytest
 
 
 def test_where_a_model_dir_is_named_nobody_is_asked(there: ModelCard, hub: Hub, tmp_path: Path) -> None:
-    """On a cluster, a directory that only the driver has must not become a thousand downloads."""
+    """On a cluster, a directory on the driver only must not cause a thousand downloads."""
     with pytest.raises(WeightsError, match=r"a model directory was given.*--ship-weights"):
         locate_weights(there, tmp_path / "weights", download=True)
     assert hub.asked == []

@@ -1,4 +1,4 @@
-"""Downloads by several processes, and by such as are killed: the command as it is typed."""
+"""Downloads by several processes and by killed ones, with the real command."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_offline_is_as_the_environment_says(hub: Hub, card: Path, tmp_path: Path
 
 
 def test_a_proxy_is_used_as_the_environment_says(hub: Hub, card: Path, tmp_path: Path) -> None:
-    """The hub here is its own proxy: what a client asks a proxy for is a whole URL."""
+    """The hub is its own proxy here: clients send proxies a whole URL."""
     _, err = done(
         start(hub, tmp_path, "fetch", card, HF_ENDPOINT="http://example.invalid", http_proxy=hub.url), 2
     )

@@ -1,4 +1,4 @@
-"""The core needs no Spark, and a model brings in its own library only."""
+"""The core imports no Spark, and a model imports only its own library."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_without_spark_and_pandas_and_without_loading_torch_it_works(code: str) 
 
 
 def test_the_blockade_holds() -> None:
-    """Else the test above could not fail."""
+    """Without this, the test above could not fail."""
     done = run("import pandas")
     assert "pandas is blocked" in done.stderr
 

@@ -1,4 +1,4 @@
-"""The lock file: what it pins is used, and anything else is refused, wherever it comes from."""
+"""The lock file: pinned weights load, and all others are refused, wherever they come from."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def on_hub(**source: str) -> ModelCard:
 
 
 def lock(model: ModelCard, model_dir: Path) -> dict[str, Any]:
-    """Fetch and lock a model; return what the lock file says of it."""
+    """Fetch and lock a model; return the models of the lock file."""
     path = model_dir / LOCK_NAME
     lock_weights(path, model, known_sources(model, fetch_weights(model, model_dir)))
     said: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -44,7 +44,7 @@ def lock(model: ModelCard, model_dir: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def locked(hub: Hub, tmp_path: Path) -> Path:
-    """A model directory with weights from the hub, locked."""
+    """A model directory with locked weights from the hub."""
     hub.files[FILE] = CONTENT
     lock(on_hub(), tmp_path / "weights")
     return tmp_path / "weights"
@@ -130,7 +130,7 @@ def test_a_commit_of_another_file_is_not_pinned(
 
 
 def test_a_file_beside_a_card_is_locked_by_its_name(tmp_path: Path) -> None:
-    """Card, weights and lock file may be moved together."""
+    """Card, weights and lock file may move together."""
     for folder in ("here", "there"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "mine.bin").write_bytes(CONTENT)

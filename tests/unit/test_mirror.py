@@ -1,4 +1,4 @@
-"""Mirrors: a copy of a model directory, wherever fsspec reaches."""
+"""Mirrors: fsspec reads copies of a model directory in place of the hub and GitHub."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FILE: Final = "owner/tower/tower.safetensors"
 
 @pytest.fixture
 def mirror(tmp_path: Path) -> Path:
-    """A directory that holds the weights, as a mounted share does."""
+    """A directory with the weights, like a mounted share."""
     path = tmp_path / "mirror" / FILE
     path.parent.mkdir(parents=True)
     path.write_bytes(CONTENT)
@@ -37,7 +37,7 @@ def mirror(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A private bucket that holds the weights."""
+    """A private bucket with the weights."""
     server = ThreadedMotoServer(port=0)
     server.start()
     host, port = server.get_host_and_port()
@@ -63,7 +63,7 @@ def test_a_mirror_stands_for_the_hub(hub: Hub, mirror: Path, tmp_path: Path) -> 
 
 
 def test_a_mirror_is_asked_where_no_network_is_wanted(hub: Hub, mirror: Path, tmp_path: Path) -> None:
-    """With a model directory, and offline: it is no part of the internet."""
+    """A model directory and HF_HUB_OFFLINE forbid the internet only."""
     found = locate_weights(CARD, tmp_path / "weights", download=True, model_source=f"file://{mirror}")
     assert found["encoder"].path == tmp_path / "weights" / FILE
     assert hub.asked == []
@@ -112,7 +112,7 @@ def test_what_a_bucket_lacks_is_named(bucket: str, tmp_path: Path) -> None:
 def test_a_copy_that_was_cut_off_goes_on(
     mirror: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The mirror's file is longer than a download of it: as when the disk was full."""
+    """The partial file is shorter than the mirror's, as after a full disk."""
     fetch_weights(CARD, tmp_path / "weights", model_source=str(mirror))
     whole = tmp_path / "weights" / FILE
     [identity] = {fsspec.filesystem("file").ukey(str(mirror / FILE))}

@@ -32,7 +32,7 @@ def command(command: Command) -> Command:
 
 @pytest.fixture
 def card(hub: Hub, tmp_path: Path) -> Path:
-    """A card file whose encoder's weights are on the hub."""
+    """A card file with encoder weights on the hub."""
     hub.files[FILE] = CONTENT
     weights = {"huggingface": "owner/tower", "file": "tower.safetensors"}
     path = tmp_path / "card.yaml"
@@ -129,7 +129,7 @@ def test_a_model_that_fails_does_not_keep_the_others_from_it(
 def test_all_is_every_model_that_can_be_had_here(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each is tried; one whose package is not installed is left out, and that is said."""
+    """`all` tries each model, and names the ones that it skips for a missing package."""
     monkeypatch.setattr("sys.path_hooks", [_without("nudenet", hook) for hook in sys.path_hooks])
     monkeypatch.setattr("sys.path_importer_cache", {})
     monkeypatch.delitem(sys.modules, "nudenet", raising=False)  # whoever has it needs no finder
@@ -142,7 +142,7 @@ def test_all_is_every_model_that_can_be_had_here(
 
 
 def _without(package: str, hook: Callable[[str], object]) -> Callable[[str], object]:
-    """Return a path hook whose finders do not find a package: as where it is not installed."""
+    """Return a path hook that hides a package, as if it were not installed."""
 
     def hooked(path: str) -> object:
         finder = hook(path)

@@ -1,4 +1,4 @@
-"""Redaction: no error, log line or option shows what a URI carries of credentials; nothing else is lost."""
+"""Redaction removes the credentials of URIs from errors, logs and options, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The schema of cards: errors name their field, and the fingerprint covers each field that decides a score."""
+"""The schema of cards: errors name their field; the fingerprint covers each field that decides a score."""
 
 from __future__ import annotations
 

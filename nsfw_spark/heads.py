@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from nsfw_spark.encoders import Encoded
-from nsfw_spark.encoders.encoder import read_tensors
+from nsfw_spark.encoders import Encoded, read_tensors
 from nsfw_spark.errors import ConfigError, WeightsError
 from nsfw_spark.laion import LaionNetwork, Vectors, check_golden_scores, read_head, sigmoid
 from nsfw_spark.model_card import HeadCard, ModelCard, head_part
@@ -29,8 +29,7 @@ if TYPE_CHECKING:  # torch is heavy, and only files in its own format need it
 Widths = Sequence[int | Literal["relu"]]
 """As `HeadCard.layers`: widths of linear layers; `relu` after a width means that the layer ends in a ReLU."""
 
-_LEAST_SCORE: Final = 0.25
-"""A box with this score or less does not count."""
+_LEAST_SCORE: Final = 0.25  # exclusive
 _MOST_OVERLAP: Final = np.float32(0.45)
 """Area of the intersection divided by that of the union. If two boxes overlap more, the better one stays."""
 
@@ -250,24 +249,15 @@ def read_mlp(weights: WeightsFile, num_inputs: int, widths: Widths) -> tuple[Lin
             inputs), and a `bias`, shape (outputs,), numbered in the layers' order; and nothing else.
         num_inputs: D, numbers in an embedding.
         widths: The layers' widths.
-
-    Raises:
-        WeightsError: The file cannot be read, or holds anything else than these layers.
-        ConfigError: The file is a torch checkpoint, and torch is not installed.
     """
     outputs = [width for width in widths if width != "relu"]
-    has_relu = [
-        width == "relu" for before, width in zip(widths, [*widths[1:], None], strict=True) if before != "relu"
-    ]
-    shapes = list(zip([num_inputs, *outputs[:-1]], outputs, strict=True))
-    numbers = (
-        _random(int(weights.sha256.removeprefix("random:")), shapes)
-        if weights.path is None
-        else _from_tensors(weights.path, _read(weights.path), shapes)
-    )
-    return tuple(
-        LinearLayer(kernel, bias, relu) for (kernel, bias), relu in zip(numbers, has_relu, strict=True)
-    )
+    has_relu = [after == "relu" for width, after in pairwise([*widths, None]) if width != "relu"]
+    shapes = list(pairwise([num_inputs, *outputs]))
+    if weights.path is None:
+        layers = _random(int(weights.sha256.removeprefix("random:")), shapes)
+    else:
+        layers = _from_tensors(weights.path, _read(weights.path), shapes)
+    return tuple(LinearLayer(*layer, relu) for layer, relu in zip(layers, has_relu, strict=True))
 
 
 _Layer = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
@@ -276,14 +266,11 @@ _Layer = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 def _random(seed: int, shapes: Sequence[tuple[int, int]]) -> list[_Layer]:
     """Draw weights such that a layer's outputs vary as much as its inputs."""
-    rng = np.random.default_rng(seed)
-    return [
-        (
-            rng.standard_normal((inputs, outputs), np.float32) * np.float32(inputs**-0.5),
-            rng.standard_normal(outputs, np.float32) * np.float32(0.1),
-        )
-        for inputs, outputs in shapes
-    ]
+    rng, layers = np.random.default_rng(seed), []
+    for inputs, outputs in shapes:
+        kernel = rng.standard_normal((inputs, outputs), np.float32) * np.float32(inputs**-0.5)
+        layers.append((kernel, rng.standard_normal(outputs, np.float32) * np.float32(0.1)))
+    return layers
 
 
 def _from_tensors(
@@ -365,41 +352,31 @@ def _best_of_image(boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return np.full_like(best, np.nan)  # no box would count as safe
     candidates = np.flatnonzero(boxes[4:].max(axis=0) > _LEAST_SCORE)
     scores, classes = boxes[4:, candidates].max(axis=0), boxes[4:, candidates].argmax(axis=0)
-    centre, extent = boxes[:2, candidates], boxes[2:4, candidates]  # (2, number of candidates)
-    left_top, extent = (centre - extent / 2).astype(np.float64), extent.astype(np.float64)
+    centre, extent = boxes[:2, candidates], boxes[2:4, candidates]
+    corners = np.concatenate([centre - extent / 2, extent]).astype(np.float64)  # (4, number of candidates)
     rest = np.argsort(-scores, kind="stable")
     while rest.size:  # non-maximum suppression: keep the best box, drop those that overlap it
         first, rest = rest[0], rest[1:]
         best[classes[first]] = max(best[classes[first]], scores[first])
-        overlaps = _overlaps(left_top[:, [first]], extent[:, [first]], left_top[:, rest], extent[:, rest])
-        rest = rest[overlaps <= _MOST_OVERLAP]
+        rest = rest[_overlaps(corners[:, [first]], corners[:, rest]) <= _MOST_OVERLAP]
     return best
 
 
-def _overlaps(
-    left_top: npt.NDArray[np.float64],
-    extent: npt.NDArray[np.float64],
-    others_left_top: npt.NDArray[np.float64],
-    others_extent: npt.NDArray[np.float64],
-) -> npt.NDArray[np.float32]:
-    """Divide intersection by union, of one box with each of A others, in the order and precision of OpenCV.
+def _overlaps(box: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """Divide intersection by union of one box with each of A others, rounding as OpenCV does.
 
     Args:
-        left_top: float64, shape (2, 1): x and y.
-        extent: float64, shape (2, 1): width and height.
-        others_left_top: The same of the others, shape (2, A).
-        others_extent: The same of the others, shape (2, A).
+        box: float64, shape (4, 1): left, top, width, height.
+        others: The same of the others, shape (4, A).
 
     Returns:
         float32, shape (A,), in [0, 1].
     """
-    is_first = left_top < others_left_top
-    gap = np.abs(others_left_top - left_top)
-    shared = np.minimum(
-        np.where(is_first, extent, others_extent) - gap, np.where(is_first, others_extent, extent)
-    )
+    is_first = box[:2] < others[:2]
+    before, after = np.where(is_first, box[2:], others[2:]), np.where(is_first, others[2:], box[2:])
+    shared = np.minimum(before - np.abs(others[:2] - box[:2]), after)  # (2, A): width and height
     intersection = np.where((shared > 0).all(axis=0), shared[0] * shared[1], 0)
-    areas = extent[0] * extent[1] + others_extent[0] * others_extent[1]
+    areas = box[2] * box[3] + others[2] * others[3]
     is_empty = areas <= np.finfo(np.float64).eps
     distance = 1 - intersection / np.where(is_empty, 1, areas - intersection)
     return 1 - np.where(is_empty, 0, distance).astype(np.float32)

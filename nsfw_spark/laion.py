@@ -114,11 +114,7 @@ def read_head(path: Path) -> LaionHead:
 
 
 def check_golden_scores(network: LaionNetwork, sha256: str) -> None:
-    """Check that a published head gives the scores that it gave in TensorFlow.
-
-    Args:
-        network: The loaded head.
-        sha256: Hash of the head's file. A file that this module does not know is not checked.
+    """Check that a head whose file has a known sha256 gives the scores that it gave in TensorFlow.
 
     Raises:
         DeviceError: A score differs by more than `TOLERANCE`.
@@ -168,7 +164,7 @@ def _assembled(tensors: dict[str, npt.NDArray[Any]]) -> LaionHead:
     num_layers = sum(name.endswith(".kernel") for name in tensors)
     layers = tuple((tensors[f"layers.{i}.kernel"], tensors[f"layers.{i}.bias"]) for i in range(num_layers))
     widths = [tensors["mean"].size, *(bias.size for _, bias in layers)]
-    expected = {"mean": (widths[0],), "variance": (widths[0],)}
+    expected: dict[str, tuple[int, ...]] = {"mean": (widths[0],), "variance": (widths[0],)}
     for i in range(num_layers):
         expected |= {f"layers.{i}.kernel": (widths[i], widths[i + 1]), f"layers.{i}.bias": (widths[i + 1],)}
     for name, shape in expected.items():

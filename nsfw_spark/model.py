@@ -1,7 +1,7 @@
 """The model: encoder and heads of one card on one device. Pixels in, predictions out.
 
-Two things implement `Predictor`: `Model`, in this process, and `nsfw_spark.host.HostedModel`, which asks the
-process that holds the model of a GPU. The scorer that feeds them does not know which it has.
+Two classes implement `Predictor`: `Model`, in this process, and `nsfw_spark.host.HostedModel`, which asks the
+process that holds the model of a GPU. The scorer that feeds them does not know which one it has.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from nsfw_spark.weights import fingerprint, locate_weights
 
 _CPU_BATCH_SIZE: Final = 16  # more images at once no longer fit a CPU's caches
 _GPU_BATCH_SIZES: Final = (32, 64, 128, 256, 512)
-_WORTH: Final = 1.03  # a larger batch costs memory and waiting: it must be this much faster
+_LEAST_GAIN: Final = 1.03  # a larger batch costs memory and latency, so it must be this much faster
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """All that it takes to load the same model elsewhere: small, picklable, comparable."""
+    """Everything that another process needs to load the same model: small, picklable, comparable."""
 
     card: ModelCard
     model_dir: Path | None = None
     device: str = "auto"
-    """`cpu`; `cuda` or `cuda:N`; `auto` or `auto:N`: that GPU if there is any, else the CPU."""
+    """`cpu`; `cuda` or `cuda:N`; `auto` or `auto:N`: that GPU if there is one, otherwise the CPU."""
     batch_size: int | Literal["auto"] = "auto"
     """Images in one forward pass."""
 
@@ -49,16 +49,16 @@ class Predictor(Protocol):
     device: str
     """`cpu` or `cuda:N`."""
     batch_size: int
-    """Images that it wants at once."""
+    """Most images in one forward pass."""
     self_check: SelfCheck | None
-    """What it made of the built-in test image when it was loaded; None where nobody asked it."""
+    """The model's result for the built-in test image; None if it was not computed."""
 
     def predict_each(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Predictions]:
         """Predict batch after batch.
 
         Args:
-            batches: Each at most `batch_size` images, uint8, shape (N, S, S, 3), RGB; N may be 0. A few are
-                taken in advance; each must not change until its predictions are there.
+            batches: Each has at most `batch_size` images, uint8, shape (N, S, S, 3), RGB; N may be 0. The
+                predictor takes a few in advance; none may change until its predictions arrive.
 
         Yields:
             For each batch, in order, as many predictions as it has images.
@@ -66,14 +66,9 @@ class Predictor(Protocol):
 
 
 class Model:
-    """Encoder and heads of one card, loaded on one device.
+    """Encoder and heads of one card, loaded on one device: a `Predictor`.
 
-    Attributes:
-        device: `cpu` or `cuda:N`.
-        fingerprint: Hash of weights, preprocessing and precision.
-        batch_size: Images in one forward pass, at most. A batch that does not fit into the device's memory
-            halves it, for good.
-        self_check: What it makes of the built-in test image; None where nobody asked it.
+    A batch that does not fit into the device's memory halves `batch_size` for good.
     """
 
     def __init__(
@@ -84,13 +79,12 @@ class Model:
         batch_size: int,
         self_check: SelfCheck | None = None,
     ) -> None:
-        self.self_check = self_check
         self.device, self.fingerprint, self.batch_size = encoder.device, fingerprint, batch_size
+        self.self_check, self.buffer = self_check, encoder.buffer
         self._encoder, self._head = encoder, head
-        self.buffer = encoder.buffer
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> Predictions:
-        """Predict for uint8 pixels of shape (N, S, S, 3), RGB, and wait for it."""
+        """Return the predictions for uint8 pixels of shape (N, S, S, 3), RGB."""
         started = time.perf_counter()
         predictions = self.start([pixels])()
         return replace(predictions, encode_seconds=time.perf_counter() - started)
@@ -105,20 +99,17 @@ class Model:
             yield replace(predictions, wait_seconds=predictions.encode_seconds)
 
     def start(self, parts: Sequence[npt.NDArray[np.uint8]]) -> Callable[[], Predictions]:
-        """Begin to predict; on a GPU this returns before the batch is done.
+        """Begin to predict; return a function that waits for the predictions.
 
         Args:
             parts: As in `Encoder.start`; together they are one batch, which may be larger than `batch_size`.
-
-        Returns:
-            A function that waits for the predictions and returns them.
 
         Raises:
             OutOfMemoryError: Not even one image fits.
         """
         num_images = sum(len(part) for part in parts)
         if num_images > self.batch_size:
-            return self._in_pieces(parts)
+            return self._in_smaller_batches(parts)
         try:
             finish = self._encoder.start(parts)
         except OutOfMemoryError as error:
@@ -126,7 +117,7 @@ class Model:
                 raise
             self.batch_size = num_images // 2
             _log.warning("%s; from now on %d at once", error, self.batch_size)
-            return self._in_pieces(parts)
+            return self._in_smaller_batches(parts)
         slots = float(self.batch_size)
 
         def predictions() -> Predictions:
@@ -135,10 +126,9 @@ class Model:
 
         return predictions
 
-    def _in_pieces(self, parts: Sequence[npt.NDArray[np.uint8]]) -> Callable[[], Predictions]:
-        """Predict a batch that is too large, piece by piece."""
+    def _in_smaller_batches(self, parts: Sequence[npt.NDArray[np.uint8]]) -> Callable[[], Predictions]:
         pixels, done, at = np.concatenate(parts), [], 0
-        while at < len(pixels):
+        while at < len(pixels):  # `batch_size` may shrink on the way
             done.append(self.start([pixels[at : at + self.batch_size]])())
             at += len(done[-1])
         whole = _concatenated(done)
@@ -146,13 +136,13 @@ class Model:
 
 
 def load_model(spec: ModelSpec) -> Model:
-    """Load a model into this process, and have it score the built-in test image.
+    """Load a model into this process and check it with the built-in test image.
 
     Raises:
-        ConfigError: Its library is not installed, or does not know the architecture; or the network is not
-            what the card says.
-        WeightsError: Weights absent, not the ones that the card pins, or such that they give no numbers.
-        DeviceError: No usable GPU, or the model does not fit into it.
+        ConfigError: Its library is not installed, or does not know the architecture, or the network differs
+            from the card.
+        WeightsError: The weights are absent, differ from the card's sha256, or give no finite numbers.
+        DeviceError: There is no usable GPU, or the model does not fit into it.
     """
     files = locate_weights(spec.card, spec.model_dir, download=True)
     encoder = load_encoder(spec.card, files["encoder"], spec.device)
@@ -172,42 +162,38 @@ def fastest_batch_size(
     sizes: Sequence[int] = _GPU_BATCH_SIZES,
     clock: Callable[[], float] = time.perf_counter,
 ) -> int:
-    """Try batch sizes, small to large, and return the last that was worth it.
+    """Measure batch sizes, small to large; return the last one that raised the throughput by 3 %.
 
-    Args:
-        model: Its own `batch_size` is left at a size that fits.
-        size: S, pixels.
-        sizes: To try.
-        clock: Seconds.
+    This changes the model's `batch_size`. `size` is S, in pixels; `clock` returns seconds.
     """
     best, best_rate = sizes[0], 0.0
     for num_images in sizes:
         pixels = model.buffer((num_images, size, size, 3))
         pixels[:] = 128
         model.batch_size = num_images
-        model.predict(pixels)  # the first of a size pays for choosing kernels
+        model.predict(pixels)  # the first batch of a size also pays for the choice of kernels
         started = clock()
         model.predict(pixels)
         rate = num_images / (clock() - started)
         if model.batch_size < num_images:  # it did not fit
             return min(best, model.batch_size)
-        if rate < best_rate * _WORTH:
+        if rate < best_rate * _LEAST_GAIN:
             break
         best, best_rate = num_images, rate
     return best
 
 
-def _concatenated(pieces: Sequence[Predictions]) -> Predictions:
-    def column(name: str) -> npt.NDArray[np.float32] | None:
-        values = [getattr(piece, name) for piece in pieces]
-        return None if values[0] is None else np.concatenate(values)
+def _concatenated(batches: Sequence[Predictions]) -> Predictions:
+    """Return the predictions of several batches as one; the caller measures the seconds."""
 
-    scores = np.concatenate([piece.nsfw_scores for piece in pieces])
-    slots = sum(piece.batch_slots for piece in pieces)
+    def column(name: str) -> npt.NDArray[np.float32] | None:
+        arrays = [getattr(batch, name) for batch in batches]
+        return None if arrays[0] is None else np.concatenate(arrays)
+
     return Predictions(
-        scores,
+        np.concatenate([batch.nsfw_scores for batch in batches]),
         column("class_scores"),
         column("embeddings"),
-        batch_slots=slots,
+        batch_slots=sum(batch.batch_slots for batch in batches),
         other_scores=column("other_scores"),
     )

@@ -1,10 +1,11 @@
-"""Is it the right model, and the same one everywhere? What a loaded model makes of a built-in test image.
+"""Checks a loaded model with a built-in test image: its shapes, its numbers, and equality across machines.
 
-In: a card and what was loaded for it. Out: a `SelfCheck`, a few numbers that are stored with a table, for
-others who load that card to compare theirs with. Whose they are and where they lie this module does not know.
+In: a card, and the encoder and heads that were loaded for it. Out: a `SelfCheck`, a few numbers that a table
+stores; every machine that later loads the card compares its own numbers with them. This module does not know
+where they are stored.
 
-The fingerprint says that weights, preprocessing and precision are the same. It cannot say that another
-version of a library, another processor or another precision computes the same with them; this can.
+The fingerprint proves equal weights, preprocessing and precision. It does not prove that another library
+version, processor or precision computes equal scores; this check does.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from io import BytesIO
 from typing import Final, Self
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from nsfw_spark.decode import decode
@@ -32,26 +32,26 @@ _NUM_FEATURES: Final = 8
 _DIGITS: Final = 7  # a float32 has no more
 
 TOLERANCE: Final = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
-"""By how much two machines may differ, by the coarser of their precisions.
+"""Largest allowed difference between two machines, by the coarser of their precisions.
 
-float32: processors and libraries add up in different orders, which changes the last digits. The others:
-seven times what rounding to 11 and to 8 bits did to seeded ViT-B/32 and ViT-L/14, 0.001 and 0.007.
+float32: processors and libraries add in different orders, which changes the last digits. The others: seven
+times the effect of rounding to 11 and to 8 bits on seeded ViT-B/32 and ViT-L/14, 0.001 and 0.007.
 """
 
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """What a loaded model makes of the built-in test image."""
+    """A loaded model's result for the built-in test image."""
 
     precision: str
-    """In which the network computed: `float32`, `float16` or `bfloat16`."""
+    """Precision of the network: `float32`, `float16` or `bfloat16`."""
     nsfw_score: float
     features: tuple[float, ...]
-    """Eight sums, together over all of the embedding; without one, over the boxes or the probabilities. A
-    score may be 0 whatever the model sees, and they not."""
+    """Eight sums that together cover the embedding, or the boxes, or the class probabilities. A score can be
+    0 for any image; these sums cannot."""
 
     def as_json(self) -> str:
-        """Return what `from_json` reads."""
+        """Return the self-check as text, for `from_json`."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -59,7 +59,7 @@ class SelfCheck:
         """Return the self-check that `as_json` wrote.
 
         Raises:
-            ConfigError: Somebody else wrote it.
+            ConfigError: The text has another form.
         """
         try:
             content = json.loads(text)
@@ -71,7 +71,7 @@ class SelfCheck:
             ) from error
 
     def difference(self, other: Self) -> float:
-        """Return the largest difference of any number, relative where it is above 1; infinite if NaN."""
+        """Return the largest difference of a number, relative if it is above 1; infinite for NaN."""
         ours, theirs = (np.array([each.nsfw_score, *each.features]) for each in (self, other))
         if ours.shape != theirs.shape:
             return np.inf
@@ -80,19 +80,14 @@ class SelfCheck:
 
 
 def joined(first: SelfCheck, second: SelfCheck) -> SelfCheck:
-    """Return the self-check of two models that score together: as coarse as the coarser of them."""
+    """Return the self-check of two models that score together, with the coarser precision."""
     precision = max(first.precision, second.precision, key=_tolerance)
     features = (*first.features, second.nsfw_score, *second.features)
     return SelfCheck(precision, first.nsfw_score, features)
 
 
 def check_same(found: SelfCheck | None, expected: SelfCheck, model: str) -> None:
-    """Make sure that a model loaded here is the one that others scored with.
-
-    Args:
-        found: Of the model that was loaded here.
-        expected: Of the model that they had.
-        model: Its name.
+    """Check that the model loaded here (`found`) computes the scores that the table has (`expected`).
 
     Raises:
         DeviceError: They differ by more than their precisions allow.
@@ -113,11 +108,11 @@ def check_same(found: SelfCheck | None, expected: SelfCheck, model: str) -> None
 
 
 def self_check(card: ModelCard, encoder: Encoder, head: Head) -> SelfCheck:
-    """Have a loaded model score the built-in test image, and look at what it gives.
+    """Score the built-in test image with a loaded model, and check the result.
 
     Raises:
-        ConfigError: The network takes or gives something else than the card says.
-        WeightsError: It gives no numbers.
+        ConfigError: The network's input or output differs from the card.
+        WeightsError: The model gives no finite numbers, or a score beyond 0 to 1.
     """
     pixels = np.stack([decode(built_in_image(), card.preprocessing).pixels])  # (1, S, S, 3)
     try:
@@ -130,17 +125,17 @@ def self_check(card: ModelCard, encoder: Encoder, head: Head) -> SelfCheck:
             f"preprocessing.size {card.preprocessing.size}: {' '.join(str(error).split())[:300]}"
         ) from error
     _check_shapes(card, encoded)
-    scored = head.score(encoded)
-    _check_numbers(card, encoder, encoded, scored)
-    return SelfCheck(encoder.precision, _rounded(scored.nsfw_scores[0]), _features(encoded))
+    predictions = head.score(encoded)
+    _check_numbers(card, encoder, encoded, predictions)
+    return SelfCheck(encoder.precision, _rounded(predictions.nsfw_scores[0]), _features(encoded))
 
 
 @lru_cache(maxsize=1)
 def built_in_image() -> bytes:
-    """Return the test image, a PNG of 640 x 480: colours that change slowly, edges, and fine texture.
+    """Return the test image, a PNG of 640 x 480: slow changes of colour, edges, and fine texture.
 
-    Made of whole numbers only, so that each pixel is the same everywhere. Filters and sizes differ in what
-    they make of it, and so do networks.
+    It is computed with integers only, so every machine makes the same pixels. Its texture is such that other
+    filters, sizes and networks give other results.
     """
     y, x = np.mgrid[:_HEIGHT, :_WIDTH]
     is_inside = (x - 400) ** 2 + (y - 200) ** 2 < 150**2
@@ -148,9 +143,8 @@ def built_in_image() -> bytes:
     red = np.where(is_inside, 230, x * 255 // (_WIDTH - 1))
     green = np.where(is_textured, 255 - y * 255 // (_HEIGHT - 1), 60)
     blue = np.where((x // 5 + y // 3) % 2, 200, (x * 3 + y * 7) % 256)
-    picture = Image.fromarray(np.stack([red, green, blue], axis=-1).astype(np.uint8))
     content = BytesIO()
-    picture.save(content, "PNG")
+    Image.fromarray(np.stack([red, green, blue], axis=-1).astype(np.uint8)).save(content, "PNG")
     return content.getvalue()
 
 
@@ -177,35 +171,32 @@ def _check_shapes(card: ModelCard, encoded: Encoded) -> None:
             f"model card {card.name}: encoder.embedding_dim is {dimension}, and {card.encoder.architecture} "
             f"gives {'no embedding' if found is None else f'embeddings of {found} numbers'}"
         )
-    table = encoded.probabilities if encoded.boxes is None else encoded.boxes[:, 4:]
-    found = None if table is None else table.shape[1]
+    classes = encoded.probabilities if encoded.boxes is None else encoded.boxes[:, 4:]
+    found = None if classes is None else classes.shape[1]
     if card.head.classes and found != num_classes:
         raise ConfigError(
             f"model card {card.name}: head.classes names {num_classes} classes, and "
-            f"{card.encoder.architecture} tells {found} apart"
+            f"{card.encoder.architecture} distinguishes {found}"
         )
 
 
-def _check_numbers(card: ModelCard, encoder: Encoder, encoded: Encoded, scored: Predictions) -> None:
+def _check_numbers(card: ModelCard, encoder: Encoder, encoded: Encoded, predictions: Predictions) -> None:
     encodings = (encoded.embeddings, encoded.probabilities, encoded.boxes)
-    tables = (*encodings, scored.nsfw_scores, scored.other_scores)
-    if not all(np.isfinite(table).all() for table in tables if table is not None):
+    arrays = (*encodings, predictions.nsfw_scores, predictions.other_scores)
+    if not all(np.isfinite(array).all() for array in arrays if array is not None):
         raise WeightsError(
             f"{card.name} gives NaN or infinity for the built-in test image, in {encoder.precision} on "
-            f"{encoder.device}. Expected numbers: the weights are damaged, or too large for "
-            f"{encoder.precision} (then another `precision` in the card)"
+            f"{encoder.device}; expected finite numbers. The weights are damaged (fetch them again), or too "
+            f"large for {encoder.precision} (set another `precision` in the card)"
         )
-    if encoded.probabilities is not None and not _are_probabilities(encoded.probabilities):
+    rows = encoded.probabilities  # (1, C)
+    if rows is not None and not ((rows >= 0).all() and abs(rows.sum() - 1) < TOLERANCE["float32"] * 10):
         raise ConfigError(
-            f"model card {card.name}: {card.encoder.architecture} gives {encoded.probabilities[0].tolist()} "
+            f"model card {card.name}: {card.encoder.architecture} gives {rows[0].tolist()} "
             "for the built-in test image; expected the probabilities of classes, which add up to 1. Let the "
             "network end in a softmax"
         )
-    if not 0 <= scored.nsfw_scores[0] <= 1:
+    if not 0 <= predictions.nsfw_scores[0] <= 1:
         raise WeightsError(
-            f"{card.name} scores the built-in test image {scored.nsfw_scores[0]}; expected 0 to 1"
+            f"{card.name} scores the built-in test image {predictions.nsfw_scores[0]}; expected 0 to 1"
         )
-
-
-def _are_probabilities(rows: npt.NDArray[np.float32]) -> bool:
-    return bool((rows >= 0).all() and abs(rows.sum() - len(rows)) < TOLERANCE["float32"] * 10)

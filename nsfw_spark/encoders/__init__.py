@@ -1,8 +1,8 @@
-"""Encoders: uint8 pixels in, embeddings and class probabilities out.
+"""Encoders: uint8 pixels in; embeddings, class probabilities or boxes out.
 
-Four libraries, one interface (`encoder.py`), one file each; those on torch share `torch_network.py`.
-`load_encoder` builds the one that a model card names and imports only that one's library: a model that needs
-no torch loads none. What the numbers mean is the head's business.
+`encoder.py` has the interface and `load_encoder`, which builds the encoder of a model card. Each library has
+its file: `open_clip.py` and `timm.py` (which share `torch_network.py`), `onnx.py`, and the test double
+`fake.py`. Encoders do not know what the numbers mean: `nsfw_spark.heads` does.
 """
 
 from __future__ import annotations
@@ -13,22 +13,16 @@ from nsfw_spark.encoders.encoder import (
     OutOfMemoryError,
     load_encoder,
     normalise,
+    read_tensors,
     unit_length,
 )
-from nsfw_spark.encoders.fake import SampledPixelsEncoder
-from nsfw_spark.encoders.onnx import OnnxEncoder
-from nsfw_spark.encoders.open_clip import OpenClipEncoder
-from nsfw_spark.encoders.timm import TimmEncoder
 
 __all__ = [
     "Encoded",
     "Encoder",
-    "OnnxEncoder",
-    "OpenClipEncoder",
     "OutOfMemoryError",
-    "SampledPixelsEncoder",
-    "TimmEncoder",
     "load_encoder",
     "normalise",
+    "read_tensors",
     "unit_length",
 ]

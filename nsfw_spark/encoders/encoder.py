@@ -1,4 +1,8 @@
-"""What an encoder is, whatever library computes it, and what all of them share."""
+"""The interface of all encoders, the function that loads one, and helpers that they share.
+
+In: a model card and its weights. Out: an `Encoder`, which turns uint8 pixels into `Encoded`. This module
+imports only the library that the card names, so a model without torch never loads torch.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,21 +19,21 @@ from nsfw_spark.errors import ConfigError, DeviceError, WeightsError
 from nsfw_spark.model_card import EncoderCard, ModelCard, Preprocessing
 from nsfw_spark.weights import WeightsFile
 
-if TYPE_CHECKING:  # torch is heavy, and absent where no model needs it
+if TYPE_CHECKING:  # torch is heavy, and not installed if no model needs it
     import torch
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What an encoder makes of N images."""
+    """An encoder's output for N images."""
 
     embeddings: npt.NDArray[np.float32] | None
-    """float32, shape (N, D), each of L2 norm 1; None where the model has none."""
+    """float32, shape (N, D), each of L2 norm 1; None if the model has none."""
     probabilities: npt.NDArray[np.float32] | None = None
-    """float32, shape (N, C), rows sum to 1; None where the model has no classes."""
+    """float32, shape (N, C), rows sum to 1; None if the model has no classes."""
     boxes: npt.NDArray[np.float32] | None = None
-    """float32, shape (N, 4 + C, A): of A boxes the centre's x and y, width and height, in pixels of the
-    input, then the score of each class; None where the model is no detector."""
+    """float32, shape (N, 4 + C, A), for A boxes: x and y of the centre, width and height, in pixels of the
+    input, then the score of each class; None if the model is no detector."""
 
 
 class OutOfMemoryError(DeviceError):
@@ -40,23 +44,19 @@ class Encoder(ABC):
     """A loaded network."""
 
     device: str
-    """Where it computes: `cpu` or `cuda:N`."""
+    """`cpu` or `cuda:N`."""
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
-    """In which it computes there."""
+    """Precision of the arithmetic on that device."""
 
     @abstractmethod
     def start(self, parts: Sequence[npt.NDArray[np.uint8]]) -> Callable[[], Encoded]:
-        """Begin to encode a batch.
+        """Begin to encode a batch; return a function that waits for the result.
 
-        On a GPU this returns before the batch is done, so that the next one can be copied there while this
-        one computes. `parts` must not change until the result is there.
+        On a GPU this returns before the batch is done: the next batch is copied while this one computes.
 
         Args:
-            parts: One or more arrays, uint8, shape (n, S, S, 3), RGB, on the CPU, as `decode` makes them;
-                together they are one batch.
-
-        Returns:
-            A function that waits for the result and returns it.
+            parts: One or more arrays, uint8, shape (n, S, S, 3), RGB, on the CPU; together one batch.
+                They must not change until the result arrives.
 
         Raises:
             OutOfMemoryError: The batch does not fit.
@@ -67,24 +67,17 @@ class Encoder(ABC):
         return self.start([pixels])()
 
     def buffer(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        """Return memory to receive pixels in: where the device likes, pinned."""
+        """Return an array to receive pixels in; a GPU's encoder returns pinned memory."""
         return np.empty(shape, np.uint8)
 
 
 def load_encoder(card: ModelCard, weights: WeightsFile, device: str) -> Encoder:
     """Build the encoder that the card names and load its weights.
 
-    Imports only the library of this card: a model that needs no torch loads none.
-
     Args:
         card: The model.
         weights: The encoder's file, or the seed of its random weights.
-        device: `cpu`; `cuda` or `cuda:N`; `auto` or `auto:N` (that GPU if there is one, else the CPU).
-
-    Raises:
-        ConfigError: The library does not know the architecture, or is not installed.
-        WeightsError: The weights do not fit the architecture.
-        DeviceError: `cuda` was requested and there is none, or the model does not fit into its memory.
+        device: `cpu`; `cuda` or `cuda:N`; `auto` or `auto:N` (that GPU if there is one, otherwise the CPU).
     """
     match card.encoder.library:
         case "open_clip":
@@ -106,7 +99,7 @@ def load_encoder(card: ModelCard, weights: WeightsFile, device: str) -> Encoder:
 
 
 def joined(parts: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
-    """Make one array of the parts of a batch; a single part is not copied."""
+    """Concatenate the parts of a batch; a single part is not copied."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
@@ -119,13 +112,13 @@ def normalise(pixels: npt.NDArray[np.uint8], how: Preprocessing) -> npt.NDArray[
 
 
 def unit_length(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Divide each row of (N, D) by its L2 norm; a row of zeros becomes NaN, which is no embedding."""
+    """Divide each row of (N, D) by its L2 norm; a row of zeros becomes NaN: it has no direction."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
 def library(module: str, card: EncoderCard, extra: str) -> Any:  # noqa: ANN401 - a module
-    """Import a model library, or say what to install."""
+    """Import a model library; the error for a missing one names the extra to install."""
     try:
         return __import__(module)
     except ImportError as error:
@@ -136,20 +129,17 @@ def library(module: str, card: EncoderCard, extra: str) -> Any:  # noqa: ANN401 
 
 
 def device_index(device: str) -> int:
-    """Return N of `cuda:N` or `auto:N`; 0 where none is named."""
+    """Return N of `cuda:N` or `auto:N`; 0 for `cuda` and `auto`."""
     return int(device.partition(":")[2] or 0)
 
 
-_FETCH: Final = "nsfw-spark models fetch MODEL --model-dir DIR"
-
-
 def read_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Read those tensors of a safetensors file whose names begin with `prefix`, names without it.
+    """Read the tensors with a prefix from a safetensors file; the returned names lack the prefix.
 
-    Only these are read from the disk: a CLIP checkpoint's text tower stays there.
+    The other tensors are never read, for example a CLIP checkpoint's text tower.
 
     Raises:
-        WeightsError: Not a safetensors file, or it holds no such tensor.
+        WeightsError: The file is no safetensors file, or holds no such tensor.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -161,7 +151,10 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
                 if name.startswith(prefix)
             }
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path} is not a safetensors file ({error}); fetch it again: {_FETCH}") from error
+        raise WeightsError(
+            f"{path} is not a safetensors file ({error}); fetch it again: "
+            "nsfw-spark models fetch MODEL --model-dir DIR"
+        ) from error
     if not tensors:
         expected = "a CLIP checkpoint" if prefix else "a network's weights"
         raise WeightsError(f"{path} holds no tensor named {prefix}…; expected {expected}")

@@ -1,4 +1,8 @@
-"""An encoder that costs nothing and knows nothing, for tests and benchmarks."""
+"""A test double in place of an encoder: embeddings from a few pixels, in no time and without weights.
+
+It is part of the package because benchmarks and users' own tests need it: a card with `library:
+sampled_pixels` runs the whole pipeline with a real head and no download. Its scores mean nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +18,10 @@ from nsfw_spark.weights import WeightsFile
 
 
 class SampledPixelsEncoder(Encoder):
-    """Every 14th pixel times a seeded matrix.
+    """Multiplies every 14th pixel by a seeded matrix.
 
-    Its embeddings depend on the image, reproducibly, which is what tests need; and all time spent is
-    that of the pipeline around it, which is what benchmarks need.
+    The embeddings depend on the image and are reproducible, which tests need. The encoder takes almost no
+    time, so that benchmarks measure the pipeline around it.
     """
 
     _STEP = 14
@@ -38,6 +42,6 @@ class SampledPixelsEncoder(Encoder):
         """Encode a batch: see `Encoder.start`."""
         sample = joined([part[:, :: self._STEP, :: self._STEP] for part in parts])
         values = sample.reshape(len(sample), -1).astype(np.float32)
-        # Not centred on zero: so even a black image has a length to divide by.
+        # + 1: even a black image then has a length to divide by.
         encoded = Encoded(unit_length((values + 1) @ self._matrix))
         return lambda: encoded

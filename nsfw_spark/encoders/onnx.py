@@ -1,4 +1,7 @@
-"""Networks in ONNX that end in class probabilities or in boxes, on onnxruntime."""
+"""Networks in ONNX, on onnxruntime: class probabilities or boxes, and an embedding if the card names one.
+
+In: a card and an ONNX file that holds all its tensors. Out: `Encoded`.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,14 @@ from nsfw_spark.errors import ConfigError, DeviceError, WeightsError
 from nsfw_spark.model_card import EncoderCard, ModelCard
 from nsfw_spark.weights import WeightsFile
 
-# onnxruntime has no class of its own for it: what its arena says, what CUDA says.
+# onnxruntime has no error class for this; these are the words of its arena and of CUDA.
 _OUT_OF_MEMORY: Final = ("Failed to allocate memory", "out of memory", "bad_alloc")
 
 _NUM_CHANNELS: Final = 3
 
 
 class OnnxEncoder(Encoder):
-    """The graph's first output, and an embedding that is a tensor inside it, which is made an output."""
+    """Runs a graph; returns its first output, and an inner tensor of the graph as the embedding."""
 
     def __init__(self, card: ModelCard, weights: WeightsFile, device: str) -> None:
         runtime = library("onnxruntime", card.encoder, "quickstart")
@@ -40,10 +43,9 @@ class OnnxEncoder(Encoder):
         providers = _providers(runtime, device)
         self.device = "cpu" if providers[0] == "CPUExecutionProvider" else f"cuda:{device_index(device)}"
         options = runtime.SessionOptions()
-        # Spark says through this variable how many cores a task has, the model host how many an executor;
-        # elsewhere: all of them.
+        # Spark sets this variable to a task's cores, the model host to an executor's; 0 means all cores.
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
-        # Threads that wait for work must not burn the cores that decode.
+        # Threads that wait for work must not occupy the cores that decode.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         with _weights_errors(weights):
             self._session = runtime.InferenceSession(graph, options, providers=providers)
@@ -75,7 +77,7 @@ class OnnxEncoder(Encoder):
 
 @contextmanager
 def _weights_errors(weights: WeightsFile) -> Iterator[None]:
-    """Say of a file that onnx and onnxruntime cannot read that it is one; each has errors of its own."""
+    """Turn the errors of onnx and onnxruntime for an unreadable file into a `WeightsError`."""
     try:
         yield
     except Exception as error:
@@ -86,12 +88,7 @@ def _weights_errors(weights: WeightsFile) -> Iterator[None]:
 
 
 def _graph_with_output(card: EncoderCard, weights: WeightsFile) -> bytes:
-    """Return the ONNX model with the card's embedding among its outputs.
-
-    Raises:
-        WeightsError: No ONNX model, or one whose tensors lie in other files.
-        ConfigError: It has no such output.
-    """
+    """Return the ONNX model with the card's embedding among its outputs."""
     onnx = library("onnx", card, "quickstart")
     with _weights_errors(weights):
         model = onnx.load(str(weights.path), load_external_data=False)
@@ -113,7 +110,7 @@ def _graph_with_output(card: EncoderCard, weights: WeightsFile) -> bytes:
 
 
 def _tensors_in_files(graph: Any) -> Iterator[str]:  # noqa: ANN401 - onnx.GraphProto or FunctionProto
-    """Yield the names of those tensors of a graph, and of the graphs in it, that lie in other files."""
+    """Yield the names of a graph's tensors that are stored in other files; inner graphs included."""
     for tensor in getattr(graph, "initializer", ()):
         if tensor.external_data:
             yield tensor.name
@@ -124,11 +121,7 @@ def _tensors_in_files(graph: Any) -> Iterator[str]:  # noqa: ANN401 - onnx.Graph
 
 
 def _check_size(card: ModelCard, shape: Sequence[int | str | None]) -> None:
-    """Compare the sides that a graph names for its input, where it names any, with the card's.
-
-    Raises:
-        ConfigError: They are others.
-    """
+    """Raise a ConfigError if the graph fixes its input size and the card has another."""
     size = card.preprocessing.size
     sides = [side for side in shape[1:] if isinstance(side, int) and side != _NUM_CHANNELS]
     if any(side != size for side in sides):
@@ -144,9 +137,9 @@ def _providers(runtime: Any, device: str) -> list[Any]:  # noqa: ANN401 - a modu
         return ["CPUExecutionProvider"]
     if not has_cuda:
         raise DeviceError(
-            f"device {device} was asked for and this onnxruntime computes on the CPU only. "
+            f"device is {device}, and this onnxruntime computes on the CPU only. "
             "Install onnxruntime-gpu in its place, or pass --device cpu."
         )
-    # float32 is float32: TF32, which rounds to 11 bits, is onnxruntime's default.
+    # By default onnxruntime computes float32 as TF32, which rounds to 11 bits.
     options = {"device_id": device_index(device), "use_tf32": "0"}
     return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]

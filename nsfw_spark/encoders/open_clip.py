@@ -1,4 +1,4 @@
-"""The image tower of a CLIP model, in torch, as open_clip builds it."""
+"""The image tower of a CLIP model, in torch, as open_clip builds it: pixels in, embeddings out."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class OpenClipEncoder(TorchEncoder):
     """An image tower.
 
-    The text tower never gets memory: the model is laid out without storage, and only the tensors of the
-    image tower are read from the file.
+    The text tower takes no memory: open_clip builds the model without storage, and this class reads only the
+    image tower's tensors from the file.
 
     Source:
         `encode_image(normalize=True)` of open_clip 3.3.
@@ -59,29 +59,24 @@ class OpenClipEncoder(TorchEncoder):
 
 
 Activation = Literal["gelu", "quick_gelu"]
-_SUFFIX: Final = "-quickgelu"  # of open_clip's architectures with that activation
+_SUFFIX: Final = "-quickgelu"  # ends the names of open_clip's architectures with quick_gelu
 
 
 def check_activation(card: EncoderCard) -> None:
-    """Make sure that the card's architecture computes the activation that its weights were trained with.
-
-    Args:
-        card: Of an encoder of library open_clip.
+    """Check that the card's architecture computes the activation that its weights were trained with.
 
     Raises:
-        ConfigError: It computes another, or with which they were trained is not known.
+        ConfigError: It computes another one, or nobody knows the activation of the weights.
     """
     built = _of_architecture(card.architecture)
-    if (
-        built is None or card.weights.random is not None
-    ):  # then the library says so; then there is no right one
-        return
+    if built is None or card.weights.random is not None:
+        return  # open_clip itself refuses an unknown architecture; random weights were not trained
     trained = _of_repository(card.weights.huggingface)
     if trained is None and card.activation is None:
         raise ConfigError(
             f"encoder.activation is missing, and open_clip does not know the weights of {card.architecture}: "
-            "expected quick_gelu, as OpenAI's were trained with, or gelu, as most others. Another one than "
-            "they were trained with would give wrong scores without an error"
+            "expected the one that they were trained with, quick_gelu (OpenAI's weights) or gelu (most "
+            "others). The wrong one would give wrong scores without an error"
         )
     for source, activation in (("open_clip", trained), ("encoder.activation", card.activation)):
         if activation not in (None, built):
@@ -100,7 +95,7 @@ def _of_architecture(architecture: str) -> Activation | None:
 
 
 def _of_repository(repository: str | None) -> Activation | None:
-    """Return what open_clip's table of pretrained weights says of a repository on the hub."""
+    """Return the activation of a repository on the hub, from open_clip's table of pretrained weights."""
     import open_clip
 
     if repository is None:

@@ -1,7 +1,7 @@
-"""Networks that end in classes, in torch, as timm builds them.
+"""Classifiers in torch, as timm builds them: pixels in, class probabilities and embeddings out.
 
-What transformers' ViTForImageClassification wrote are weights of the same network under other names, and read
-without transformers: see transformers_vit.py.
+Files that transformers' ViTForImageClassification wrote hold the same network under other names. `timm_names`
+renames them, so transformers is not needed.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from nsfw_spark.encoders.encoder import read_tensors
 from nsfw_spark.encoders.torch_network import TorchEncoder, fill
 from nsfw_spark.errors import ConfigError
-from nsfw_spark.model_card import EncoderCard, ModelCard
+from nsfw_spark.model_card import ModelCard
 from nsfw_spark.weights import WeightsFile
 
 if TYPE_CHECKING:
     import torch
 
 _WRAPPER: Final = "timm_model."
-"""What transformers' TimmWrapper puts before timm's names, or leaves out, depending on how it was saved."""
+"""Prefix of timm's names in some files that transformers' TimmWrapper wrote."""
 
 
 class TimmEncoder(TorchEncoder):
     """A classifier: the probabilities of its classes, and its pooled features as the embedding.
 
-    Softmax is computed in float32, whatever the network's precision is.
+    Softmax is computed in float32, also if the network's precision is lower.
 
     Source:
         `forward` of timm 1.0.31's models, taken apart into features, pooling and classifier.
@@ -46,7 +46,11 @@ class TimmEncoder(TorchEncoder):
                 if isinstance(module, torch.nn.LayerNorm):
                     module.eps = LAYER_NORM_EPSILON
         if weights.path is not None:
-            tensors = _named_as_timm(read_tensors(weights.path), card.encoder)
+            tensors = read_tensors(weights.path)
+            if card.encoder.tensor_names == "transformers_vit":
+                tensors = timm_names(tensors)
+            elif all(name.startswith(_WRAPPER) for name in tensors):
+                tensors = {name.removeprefix(_WRAPPER): tensor for name, tensor in tensors.items()}
             fill(network, tensors, card.encoder, weights.path)
         return network
 
@@ -61,7 +65,7 @@ class TimmEncoder(TorchEncoder):
 
 
 def _network(card: ModelCard) -> Any:  # noqa: ANN401 - torch.nn.Module
-    """Lay out the card's architecture, with as many outputs as it has classes and random weights."""
+    """Build the card's architecture with random weights, and one output for each class of the card."""
     import timm
 
     architecture, dim = card.encoder.architecture, card.encoder.embedding_dim
@@ -79,16 +83,8 @@ def _network(card: ModelCard) -> Any:  # noqa: ANN401 - torch.nn.Module
     return network
 
 
-def _named_as_timm(tensors: dict[str, torch.Tensor], card: EncoderCard) -> dict[str, torch.Tensor]:
-    if card.tensor_names == "transformers_vit":
-        return timm_names(tensors)
-    if all(name.startswith(_WRAPPER) for name in tensors):
-        return {name.removeprefix(_WRAPPER): tensor for name, tensor in tensors.items()}
-    return tensors
-
-
 LAYER_NORM_EPSILON: Final = 1e-12
-"""Of transformers' ViT: `layer_norm_eps` in config.json. timm's own is 1e-6."""
+"""`layer_norm_eps` of transformers' ViT, in config.json. timm's own is 1e-6."""
 
 _NAMES: Final = {
     r"vit\.embeddings\.cls_token": "cls_token",
@@ -112,8 +108,8 @@ def timm_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         tensors: By the names that transformers 4 and 5 write.
 
     Returns:
-        The same by timm's names; query, key and value of a layer as one. What has no place in the network
-        keeps its name, so that whoever fills it can say so.
+        The same tensors by timm's names; query, key and value of a layer as one. Tensors that the network
+        lacks keep their names, so that the error of `fill` can list them.
 
     Source:
         transformers 5.23 `models/vit/modeling_vit.py`; timm 1.0.31 `models/vision_transformer.py`, whose

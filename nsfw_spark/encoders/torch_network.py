@@ -1,6 +1,7 @@
-"""What encoders in torch share: the device, the copies to it and back, and memory that runs out.
+"""Base class of the encoders in torch: the device, the copies to it and back, and running out of memory.
 
-A subclass says which network it is and what it makes of pixel values; this says where and in which precision.
+A subclass builds the network and computes its outputs from pixel values. This class decides device and
+precision.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class TorchEncoder(Encoder):
     _LIBRARY: ClassVar[str]
     """Python package that builds it."""
     _EXTRA: ClassVar[str]
-    """Extra of this project that installs that package."""
+    """Extra of this project that installs the package."""
 
     def __init__(self, card: ModelCard, weights: WeightsFile, device: str) -> None:
         torch = library("torch", card.encoder, self._EXTRA)
@@ -37,7 +38,7 @@ class TorchEncoder(Encoder):
         self.precision = "float32" if self.device == "cpu" else card.encoder.precision
         self._dtype = getattr(torch, self.precision)
         if self.precision == "float32":
-            # Else convolutions on a GPU round float32 to TF32's 11 bits, and no other score is the same.
+            # By default, convolutions on a GPU round float32 to TF32's 11 bits, which changes scores.
             torch.backends.cudnn.allow_tf32 = False
         network = self._build(card, weights)
         try:
@@ -60,8 +61,8 @@ class TorchEncoder(Encoder):
         """Encode pixel values, the network's dtype, (N, 3, S, S), on its device.
 
         Returns:
-            Embeddings of unit length (N, D) and class probabilities (N, C), float32, on the device; None for
-            what the network does not give.
+            Embeddings of unit length (N, D) and class probabilities (N, C), float32, on the device; each None
+            if the network does not give it.
         """
 
     def start(self, parts: Sequence[npt.NDArray[np.uint8]]) -> Callable[[], Encoded]:
@@ -74,19 +75,19 @@ class TorchEncoder(Encoder):
         except torch.cuda.OutOfMemoryError:
             num_images = sum(len(part) for part in parts)
             message = f"a batch of {num_images} images does not fit into {self.device}"
-        # Raised out here, where the error and the tensors that its traceback holds are gone.
+        # Raised here, after `except`: its error, and the tensors that the traceback holds, are gone.
         torch.cuda.empty_cache()
         raise OutOfMemoryError(message)
 
     def buffer(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        """Return memory to receive pixels in, pinned for a GPU: from there it copies by itself."""
+        """Return an array to receive pixels in, pinned for a GPU, which copies from there by itself."""
         import torch
 
         buffer = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device != "cpu")
         return cast("npt.NDArray[np.uint8]", buffer.numpy())
 
     def _on_device(self, parts: Sequence[npt.NDArray[np.uint8]]) -> torch.Tensor:
-        """Copy a batch to the device: on a GPU in a stream of its own, while the batch before computes."""
+        """Copy a batch to the device; on a GPU in a separate stream, while the last batch computes."""
         import torch
 
         tensors = [torch.from_numpy(part) for part in parts]
@@ -96,7 +97,7 @@ class TorchEncoder(Encoder):
         with torch.cuda.stream(self._copying):
             batch = torch.cat([part.to(self.device, non_blocking=True) for part in tensors])
         computing.wait_stream(self._copying)
-        batch.record_stream(computing)  # so that its memory is not given to a copy while it is read
+        batch.record_stream(computing)  # keeps its memory from being reused while it is read
         return batch
 
     def _pixel_values(self, batch: torch.Tensor) -> torch.Tensor:
@@ -108,13 +109,13 @@ class TorchEncoder(Encoder):
         return cast("torch.Tensor", values.to(self._dtype))
 
     def _on_cpu(self, *results: torch.Tensor | None) -> Callable[[], Encoded]:
-        """Begin to copy the results back, and return what waits for them."""
+        """Begin to copy the results back; return a function that waits for them."""
         import torch
 
         if self._copying is None:
             return lambda: Encoded(*(_array(result) for result in results))
         copies = [None if result is None else _copy(result) for result in results]
-        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waits asleep, and leaves the core to those who decode
+        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waits asleep, and leaves the core to decoding
         done.record(torch.cuda.current_stream(self.device))
 
         def finish() -> Encoded:
@@ -125,13 +126,7 @@ class TorchEncoder(Encoder):
 
 
 def fill(network: Any, tensors: Mapping[str, torch.Tensor], card: EncoderCard, path: Path) -> None:  # noqa: ANN401 - torch.nn.Module
-    """Give a network its weights, in float32.
-
-    Args:
-        network: A torch.nn.Module, laid out with or without memory of its own.
-        tensors: By the names that the network has for them.
-        card: Of the encoder.
-        path: The file that they are from.
+    """Give a torch.nn.Module, built with or without storage, its weights from a file, in float32.
 
     Raises:
         WeightsError: A tensor is missing, unknown or of another shape; the message names it.
@@ -164,7 +159,7 @@ def _torch_device(device: str) -> str:
         return "cpu"
     if device_index(device) >= num_gpus:
         raise DeviceError(
-            f"device {device} was asked for and torch sees {num_gpus} GPUs. Check nvidia-smi and that "
+            f"device is {device}, and torch sees {num_gpus} GPUs. Check nvidia-smi and that "
             "torch is a CUDA build, or pass --device cpu."
         )
     return f"cuda:{device_index(device)}"

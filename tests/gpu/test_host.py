@@ -79,5 +79,5 @@ def test_a_device_that_is_not_there_is_said() -> None:
     from nsfw_spark import DeviceError
 
     spec = HostSpec(ModelSpec(CARD, device="cuda:99"), Owner.process(os.getpid()), idle_seconds=1)
-    with pytest.raises(DeviceError, match="cuda:99 was asked for"):
+    with pytest.raises(DeviceError, match="device is cuda:99, and torch sees"):
         HostedModel(spec)

@@ -21,7 +21,8 @@ from PIL import Image
 
 from nsfw_spark.cards import load_card
 from nsfw_spark.decode import decode
-from nsfw_spark.encoders import Encoder, OpenClipEncoder, load_encoder
+from nsfw_spark.encoders import Encoder, load_encoder
+from nsfw_spark.encoders.open_clip import OpenClipEncoder
 from nsfw_spark.model_card import ModelCard, Preprocessing
 from tests.conftest import encoded, textures
 from tests.seeded import RANDOM, by_us, clip_card, cut, open_clips_own, photo

@@ -29,7 +29,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from nsfw_spark.cards import load_card
 from nsfw_spark.decode import decode
-from nsfw_spark.encoders import TimmEncoder
+from nsfw_spark.encoders.timm import TimmEncoder
 from nsfw_spark.model import ModelSpec, load_model
 from nsfw_spark.model_card import ModelCard
 from nsfw_spark.scorer import ImageScore, Scorer

@@ -1,9 +1,10 @@
-"""Boxes: of each class the best box counts, as NudeNet finds it, and an image is as bad as its worst box."""
+"""Boxes: the best box of each class counts, as in NudeNet; the best of the flagged classes is the score."""
 
 from __future__ import annotations
 
 from io import BytesIO
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -48,6 +49,30 @@ def image_of(*places: list[float]) -> Floats:
 )
 def test_the_best_box_of_a_class_counts(places: list[list[float]], expected: list[float]) -> None:
     np.testing.assert_allclose(best_boxes(image_of(*places)), [expected], rtol=1e-6)
+
+
+def by_opencv(boxes: Floats) -> Floats:
+    """Return the best score of each class of one image, (4 + C, A), as NudeNet computes it."""
+    best = np.zeros(len(boxes) - 4, np.float32)
+    scores, classes = boxes[4:].max(axis=0), boxes[4:].argmax(axis=0)
+    corners = np.concatenate([boxes[:2] - boxes[2:4] / 2, boxes[2:4]]).T.tolist()
+    kept = np.asarray(cv2.dnn.NMSBoxes(corners, scores.tolist(), 0.25, 0.45), np.intp)
+    np.maximum.at(best, classes[kept], scores[kept])
+    return best
+
+
+@pytest.mark.parametrize("digits", [0, 1, 9], ids=["equal boxes and scores", "equal scores", "all different"])
+def test_random_boxes_are_suppressed_as_opencv_does_to_the_bit(digits: int) -> None:
+    """Whole-numbered boxes touch, coincide, are empty, and have scores of exactly 0.25."""
+    rng = np.random.default_rng(digits)
+    for _ in range(200):
+        num_boxes, num_classes = rng.integers(1, 60), rng.integers(1, 19)
+        boxes = np.concatenate([rng.uniform(-20, 60, (2, num_boxes)), rng.uniform(0, 40, (2, num_boxes))])
+        scores = rng.uniform(0, 1, (num_classes, num_boxes))
+        if digits < 9:
+            boxes, scores = np.round(boxes / 5) * 5 if digits == 0 else boxes, np.round(scores * 8) / 8
+        image = np.float32(np.concatenate([boxes, scores]))
+        assert best_boxes(image[None])[0].tobytes() == by_opencv(image).tobytes()
 
 
 def test_each_image_has_its_own_boxes() -> None:

@@ -1,4 +1,4 @@
-"""Encoders: their weights are read or refused, and what they give has the shape and length that it should."""
+"""Encoders: they read or refuse weights; their outputs have the right shape, length and activation."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from nsfw_spark.cards import load_card
+from nsfw_spark.cards import built_in_models, load_card
 from nsfw_spark.decode import decode
-from nsfw_spark.encoders import Encoder, OpenClipEncoder, load_encoder, normalise, unit_length
+from nsfw_spark.encoders import Encoder, load_encoder, normalise, unit_length
+from nsfw_spark.encoders.open_clip import OpenClipEncoder, check_activation
 from nsfw_spark.errors import ConfigError, DeviceError, WeightsError
-from nsfw_spark.model_card import ModelCard, Preprocessing
+from nsfw_spark.model import ModelSpec, load_model
+from nsfw_spark.model_card import EncoderCard, ModelCard, Preprocessing
 from nsfw_spark.weights import WeightsFile, locate_weights
 from tests.conftest import encoded, jpeg, png
 from tests.fakes import card
@@ -124,7 +126,7 @@ def test_an_unknown_architecture_is_a_config_error(weights: WeightsFile) -> None
 
 
 def test_an_absent_gpu_is_a_device_error() -> None:
-    with pytest.raises(DeviceError, match=r"cuda:99 was asked for.*--device cpu"):
+    with pytest.raises(DeviceError, match=r"device is cuda:99, and torch sees.*--device cpu"):
         load_encoder(clip_card("laion-vit-b-32"), RANDOM, "cuda:99")
 
 
@@ -197,3 +199,87 @@ def test_normalising_follows_the_card() -> None:
 def test_a_row_of_zeros_has_no_direction() -> None:
     rows = unit_length(np.float32([[3, 4], [0, 0]]))
     np.testing.assert_allclose(rows, [[0.6, 0.8], [np.nan, np.nan]])
+
+
+OPENAI = {"huggingface": "timm/vit_base_patch32_clip_224.openai", "file": "open_clip_model.safetensors"}
+LAION = {"huggingface": "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "file": "open_clip_model.safetensors"}
+OWN = {"path": "tower.safetensors"}
+QUICK, PLAIN = "ViT-B-32-quickgelu", "ViT-B-32"
+
+
+def encoder_card(architecture: str, weights: dict[str, str], activation: str | None = None) -> EncoderCard:
+    content: dict[str, Any] = {
+        "library": "open_clip",
+        "architecture": architecture,
+        "weights": weights,
+        "activation": activation,
+    }
+    return EncoderCard.model_validate(content)
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        encoder_card(QUICK, OPENAI),
+        encoder_card(QUICK, OPENAI, "quick_gelu"),
+        encoder_card(PLAIN, LAION),
+        encoder_card(QUICK, OWN, "quick_gelu"),
+        encoder_card(PLAIN, OWN, "gelu"),
+    ],
+)
+def test_the_activation_that_the_weights_were_trained_with_is_accepted(right: EncoderCard) -> None:
+    check_activation(right)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            encoder_card(PLAIN, OPENAI),
+            f"computes gelu, and open_clip says .* quick_gelu.*architecture {QUICK}$",
+        ),
+        (
+            encoder_card(QUICK, LAION),
+            f"computes quick_gelu, and open_clip says .* gelu.*architecture {PLAIN}$",
+        ),
+        (encoder_card(PLAIN, OWN, "quick_gelu"), r"and encoder\.activation says"),
+        (encoder_card(QUICK, OWN, "gelu"), r"and encoder\.activation says"),
+        (encoder_card(QUICK, OPENAI, "gelu"), r"and encoder\.activation says"),
+        (encoder_card(PLAIN, OPENAI, "gelu"), "and open_clip says"),
+        (encoder_card(QUICK, OWN), r"encoder\.activation is missing.*expected the one.*quick_gelu.*or gelu"),
+        (encoder_card(PLAIN, OWN), r"encoder\.activation is missing"),
+        (
+            encoder_card(PLAIN, {**LAION, "huggingface": "somebody/fine-tuned"}),
+            r"encoder\.activation is missing",
+        ),
+    ],
+    ids=lambda value: (
+        f"{value.architecture} {value.weights.repository}" if isinstance(value, EncoderCard) else ""
+    ),
+)
+def test_another_one_and_an_unknown_one_are_config_errors(wrong: EncoderCard, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_activation(wrong)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in built_in_models() if load_card(name).encoder.library == "open_clip"]
+)
+def test_the_built_in_cards_are_right_and_would_be_wrong_with_the_other(name: str) -> None:
+    right = load_card(name).encoder
+    check_activation(right)
+    has_suffix = right.architecture.endswith("-quickgelu")
+    other = right.architecture.removesuffix("-quickgelu") + ("" if has_suffix else "-quickgelu")
+    with pytest.raises(ConfigError, match=f"Expected the architecture {right.architecture}$"):
+        check_activation(right.model_copy(update={"architecture": other}))
+
+
+def test_a_model_with_another_activation_is_not_loaded(tmp_path: Path) -> None:
+    """And it is said before the weights are read: a file of two gigabytes."""
+    (tmp_path / "tower.safetensors").touch()
+    weights = {"path": tmp_path / "tower.safetensors", "random": None}
+    own = card(
+        encoder={"library": "open_clip", "architecture": QUICK, "weights": weights, "activation": "gelu"}
+    )
+    with pytest.raises(ConfigError, match=r"encoder\.activation says"):
+        load_model(ModelSpec(own, device="cpu"))

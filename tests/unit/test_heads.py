@@ -151,9 +151,9 @@ def test_a_laion_head_without_a_file_is_a_config_error(weights: dict[str, Weight
 
 
 def test_a_damaged_head_is_a_weights_error(tmp_path: Path) -> None:
-    (tmp_path / "head.zip").write_bytes(b"damaged")
-    with pytest.raises(WeightsError, match=r"head\.zip"):
-        load_heads(card(), {"head": WeightsFile(tmp_path / "head.zip", "")})
+    (tmp_path / "head.safetensors").write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match=r"head\.safetensors"):
+        load_heads(card(), {"head": WeightsFile(tmp_path / "head.safetensors", "")})
 
 
 class H14Detector(nn.Sequential):

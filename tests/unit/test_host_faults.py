@@ -9,7 +9,6 @@ import subprocess
 import tempfile
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import nsfw_spark
 from nsfw_spark.cards import load_card
@@ -200,13 +200,12 @@ def test_a_model_that_breaks_is_an_error_that_says_how(executor: FakeExecutor, t
 
 
 def test_other_weights_in_the_next_host_are_an_error(executor: FakeExecutor, tmp_path: Path) -> None:
-    path = tmp_path / "head.zip"
+    path = tmp_path / "head.safetensors"
     shutil.copyfile(HEAD, path)
     spec = executor.spec(card(head={"weights": {"path": path}}, preprocessing={"size": SMALL}))
 
     def change() -> None:
-        with zipfile.ZipFile(path, "a") as file:
-            file.comment = b"another sha256"
+        save_file(load_file(HEAD), path, {"another": "sha256"})
         host_of(spec).kill()
 
     with (
@@ -219,7 +218,7 @@ def test_other_weights_in_the_next_host_are_an_error(executor: FakeExecutor, tmp
 def test_a_model_that_takes_longer_to_load_than_a_hang_is_waited_for(
     executor: FakeExecutor, tmp_path: Path
 ) -> None:
-    slow = SlowWeights(tmp_path / "head.zip")
+    slow = SlowWeights(tmp_path / "head.safetensors")
     spec = executor.spec(slow.card(), timeout_seconds=3.0)
     (task,) = waiting(executor, spec, 1)
     connected = time.monotonic()
@@ -233,7 +232,7 @@ def test_a_model_that_takes_longer_to_load_than_a_hang_is_waited_for(
 def test_tasks_whose_host_is_killed_while_it_loads_get_their_model_from_the_next(
     executor: FakeExecutor, tmp_path: Path
 ) -> None:
-    slow = SlowWeights(tmp_path / "head.zip")
+    slow = SlowWeights(tmp_path / "head.safetensors")
     spec = executor.spec(slow.card())
     tasks = waiting(executor, spec, 5)
     first = host_of(spec)
@@ -247,7 +246,7 @@ def test_tasks_whose_host_is_killed_while_it_loads_get_their_model_from_the_next
 
 
 def test_a_task_that_dies_while_the_model_loads_harms_nobody(executor: FakeExecutor, tmp_path: Path) -> None:
-    slow = SlowWeights(tmp_path / "head.zip")
+    slow = SlowWeights(tmp_path / "head.safetensors")
     spec = executor.spec(slow.card())
     (there,) = waiting(executor, spec, 1)
     dying = executor.tasks(spec)
@@ -307,7 +306,7 @@ def broken_spec(executor: FakeExecutor, what: str, tmp_path: Path) -> HostSpec:
     ("what", "error", "message"),
     [
         ("absent weights", WeightsError, "there is no such file"),
-        ("no GPU", DeviceError, "device cuda was asked for"),
+        ("no GPU", DeviceError, "device is cuda, and this onnxruntime"),
         ("wrong card", ConfigError, "the head expects embeddings of 768 numbers"),
         ("damaged graph", WeightsError, "is not an ONNX model that can be run"),
         ("defect", NsfwSparkError, "unexpected ValueError in the model host"),
@@ -328,7 +327,7 @@ def test_what_is_wrong_with_the_model_is_the_error_of_each_task(
 def test_tasks_that_wait_hear_within_a_second_that_the_model_cannot_be_loaded(
     executor: FakeExecutor, tmp_path: Path
 ) -> None:
-    slow = SlowWeights(tmp_path / "head.zip")
+    slow = SlowWeights(tmp_path / "head.safetensors")
     tasks = waiting(executor, executor.spec(slow.card(sha256="0" * 64)), 5)
     os.truncate(slow.path, 0)  # who reads it comes to its end
     known = time.monotonic()
@@ -361,7 +360,7 @@ def test_it_ends_and_leaves_nothing(executor: FakeExecutor, end: str, is_connect
 
 
 def test_it_ends_while_it_loads_when_its_owner_does(executor: FakeExecutor, tmp_path: Path) -> None:
-    (task,) = waiting(executor, executor.spec(SlowWeights(tmp_path / "head.zip").card()), 1)
+    (task,) = waiting(executor, executor.spec(SlowWeights(tmp_path / "head.safetensors").card()), 1)
     executor.end()
     assert isinstance(task.exception(WAIT), DeviceError)
     until(executor.is_clean, ENDS_SECONDS)

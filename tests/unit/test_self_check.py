@@ -136,7 +136,7 @@ def test_what_somebody_else_wrote_is_a_config_error(text: str) -> None:
     ("changes", "message"),
     [
         ({"encoder": {"embedding_dim": 5}}, r"encoder\.embedding_dim is 5, and .* gives no embedding"),
-        ({"head": {"classes": ["a", "b", "bright"]}}, r"names 3 classes, and .* tells 2 apart"),
+        ({"head": {"classes": ["a", "b", "bright"]}}, r"names 3 classes, and .* distinguishes 2"),
         ({"preprocessing": {"size": 9}}, r"preprocessing\.size is 9, and the graph takes .* 8 x 8 pixels"),
     ],
     ids=str,
@@ -152,7 +152,7 @@ def test_a_graph_that_is_not_what_the_card_says_is_a_config_error(
 
 
 class WrongEncoder(FakeEncoder):
-    """Gives what it is told to."""
+    """Gives the outputs that the test chose."""
 
     def __init__(self, encoded: Encoded) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class WrongEncoder(FakeEncoder):
 
 
 class WrongHead(FakeHead):
-    """Gives the score that it is told to."""
+    """Gives the score that the test chose."""
 
     def __init__(self, score: float) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ def test_one_damaged_weight_is_found_when_the_model_is_loaded(tmp_path: Path) ->
     tensors = dict(timm.create_model("test_vit", num_classes=2).state_dict())
     tensors["blocks.0.attn.proj.bias"][3] = torch.inf
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(WeightsError, match="the weights are damaged"):
+    with pytest.raises(WeightsError, match="The weights are damaged"):
         checked(classifier(weights={"path": tmp_path / "model.safetensors", "random": None}))
 
 

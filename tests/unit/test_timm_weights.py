@@ -18,8 +18,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from nsfw_spark.encoders import Encoded, TimmEncoder, load_encoder
-from nsfw_spark.encoders.timm import timm_names
+from nsfw_spark.encoders import Encoded, load_encoder
+from nsfw_spark.encoders.timm import TimmEncoder, timm_names
 from nsfw_spark.errors import ConfigError, WeightsError
 from nsfw_spark.model_card import ModelCard
 from nsfw_spark.weights import WeightsFile

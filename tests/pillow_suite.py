@@ -1,7 +1,7 @@
 """Pillow's own test images, decoded: `python -m tests.pillow_suite > docs/pillow-suite.md`.
 
-Downloads the source distribution of the installed Pillow from PyPI, decodes each file in its Tests/images,
-and writes a page of those that are not `ok`, with the reason that their rows would give.
+Downloads the source distribution of the installed Pillow from PyPI and decodes each file in its Tests/images.
+The page lists the files that are not `ok`, with the error that their rows would have.
 """
 
 from __future__ import annotations
@@ -22,10 +22,15 @@ _ROOT: Final = Path(__file__).parents[1]
 _HEAD: Final = """\
 # Pillow's own test images
 
-Each file in `Tests/images` of Pillow {version}'s source distribution, decoded: {total} files, {ok} of them
-`ok`. The others, by the reason that their rows give: many are damaged on purpose, and many are of formats
-that are not decoded on purpose. Written by `python -m tests.pillow_suite`, kept true by
-`tests/network/test_pillow_suite.py`.
+This page says how the {total} files in `Tests/images` of Pillow {version}'s source distribution are decoded.
+{ok} of them are `ok`. The table lists the others by the `error` of their rows: many are damaged on purpose,
+and many have formats that are not decoded.
+
+    python -m tests.pillow_suite > docs/pillow-suite.md
+
+The command downloads the source distribution from PyPI and prints this page. It needs pillow-heif: without
+it, HEIC files are `unsupported`. `tests/network/test_pillow_suite.py` compares the page with a new run, and
+skips that for another version of Pillow, which may give other reasons.
 
 | status | reason | files |
 | --- | --- | --- |
@@ -33,7 +38,7 @@ that are not decoded on purpose. Written by `python -m tests.pillow_suite`, kept
 
 
 def suite(directory: Path) -> Path:
-    """Download Pillow's test images; return the directory that they lie in, all side by side."""
+    """Download Pillow's test images into one flat directory, and return it."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
     subprocess.run(
         [*command, f"pillow=={PIL.__version__}", "--dest", directory], check=True, stdout=sys.stderr
@@ -58,7 +63,7 @@ def outcomes(images: Path) -> list[dict[str, Any]]:
 
 
 def page(rows: list[dict[str, Any]]) -> str:
-    """Return the page: the files that are not ok, by status and reason."""
+    """Return the page: the files that are not `ok`, by status and reason."""
     grouped: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for row in rows:
         if row["status"] != "ok":

@@ -81,7 +81,7 @@ def _names(content: bytes, decoded: tuple[str, ...]) -> Iterator[str]:
         yield "a tar archive"
     if content.startswith(b"PCD_", 2048):
         yield "a Kodak PhotoCD image"
-    if re.match(rb"width +\d+\n", content):
+    if re.match(rb"(\*[^\n]{,99}\n)*width +\d+\n", content[:4096]):
         yield "an IM Tools image"
     if _is_targa(content):
         yield "a TGA image"
@@ -102,7 +102,7 @@ def _is_targa(content: bytes) -> bool:
     return content.endswith(b"TRUEVISION-XFILE.\0") or (
         kind in {1, 2, 3, 9, 10, 11}
         and has_map == (kind in {1, 9})
-        and (colour_map[2] in {15, 16, 24, 32} if has_map else not any(colour_map))
+        and (colour_map[2] in {8, 15, 16, 24, 32} if has_map else not any(colour_map))
         and min(width, height) > 0
         and depth in {1, 8, 15, 16, 24, 32}
         and flags < 1 << 6

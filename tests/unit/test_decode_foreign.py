@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from io import BytesIO
 
 import pytest
 from PIL import Image
@@ -50,6 +49,7 @@ def tga(mode: str, **options: object) -> bytes:
         (b"qoif" + struct.pack(">IIBB", 1, 1, 3, 0) + bytes(8), "QOI"),
         (b"Image type: L image\r\nName: a.im\r\n" + bytes(700), "an IM image"),
         (b"width 16\nheight 16\npixel n8\n\x0c" + bytes(256), "an IM Tools image"),
+        (b"*a comment\nwidth 16\nheight 16\npixel n8\n\x0c" + bytes(256), "an IM Tools image"),
         (bytes(2048) + b"PCD_IPI" + bytes(2000), "PhotoCD"),
         (encoded(COLOUR.convert("F"), "SPIDER"), "SPIDER"),
         (encoded(COLOUR, "TGA"), "TGA"),
@@ -98,13 +98,3 @@ def test_a_reason_is_more_than_a_number() -> None:
     data = bytes(64)
     content = tiff(grey(8, 8, data, Tag(259, 3, 1, 12336)), data=data)
     assert error(content).message.endswith("KeyError 12336")
-
-
-def test_grey_with_premultiplied_alpha_is_decoded() -> None:
-    """Pillow converts mode La to no other mode than LA."""
-    image = Image.new("LA", (16, 16), (200, 255))
-    content = encoded(image, "TIFF").replace(
-        struct.pack("<HHLHH", 338, 3, 1, 2, 0), struct.pack("<HHLHH", 338, 3, 1, 1, 0)
-    )
-    assert Image.open(BytesIO(content)).mode == "La"
-    assert (decode(content, HOW).pixels == 200).all()

@@ -1,7 +1,7 @@
 """Writes the tables of docs/models.md from the model cards: `python docs/models_table.py`.
 
-The page keeps its own text; what lies between the two marks is made here, and tests/unit/test_models_page.py
-fails where it is not what the cards say.
+It replaces only the text between the page's two marks. tests/unit/test_models_page.py fails if the page's
+tables differ from the cards.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ END: Final = "<!-- end -->"
 
 
 def tables() -> str:
-    """Return what the cards say, as Markdown."""
+    """Return the two tables as Markdown."""
     cards = [load_card(name) for name in built_in_models()]
     return "\n\n".join([_costs(cards), _figures(cards)])
 
 
 def page_with(tables: str, page: str) -> str:
-    """Return the page with these tables in place of its own."""
+    """Return the page with its tables replaced."""
     head, _, rest = page.partition(BEGIN)
     return f"{head}{BEGIN}\n\n{tables}\n\n{END}{rest.partition(END)[2]}"
 

@@ -87,9 +87,7 @@ class DenseNetwork(Protocol):
 def load_heads(card: ModelCard, weights: Mapping[str, WeightsFile]) -> Head:
     """Load the heads that the card names.
 
-    Args:
-        card: The model.
-        weights: The files of the heads by part, as in `ModelCard.weights_sources`.
+    `weights` has the file of each head by part, as in `ModelCard.weights_sources`.
 
     Raises:
         WeightsError: A file cannot be read, or does not hold the head.
@@ -353,25 +351,17 @@ def _best_of_image(boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     candidates = np.flatnonzero(boxes[4:].max(axis=0) > _LEAST_SCORE)
     scores, classes = boxes[4:, candidates].max(axis=0), boxes[4:, candidates].argmax(axis=0)
     centre, extent = boxes[:2, candidates], boxes[2:4, candidates]
-    corners = np.concatenate([centre - extent / 2, extent]).astype(np.float64)  # (4, number of candidates)
+    rectangles = np.concatenate([centre - extent / 2, extent]).astype(np.float64)  # left, top, width, height
     rest = np.argsort(-scores, kind="stable")
     while rest.size:  # non-maximum suppression: keep the best box, drop those that overlap it
         first, rest = rest[0], rest[1:]
         best[classes[first]] = max(best[classes[first]], scores[first])
-        rest = rest[_overlaps(corners[:, [first]], corners[:, rest]) <= _MOST_OVERLAP]
+        rest = rest[_overlaps(rectangles[:, [first]], rectangles[:, rest]) <= _MOST_OVERLAP]
     return best
 
 
 def _overlaps(box: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """Divide intersection by union of one box with each of A others, rounding as OpenCV does.
-
-    Args:
-        box: float64, shape (4, 1): left, top, width, height.
-        others: The same of the others, shape (4, A).
-
-    Returns:
-        float32, shape (A,), in [0, 1].
-    """
+    """Divide intersection by union, of one box (4, 1) with each of others (4, A); round as OpenCV does."""
     is_first = box[:2] < others[:2]
     before, after = np.where(is_first, box[2:], others[2:]), np.where(is_first, others[2:], box[2:])
     shared = np.minimum(before - np.abs(others[:2] - box[:2]), after)  # (2, A): width and height

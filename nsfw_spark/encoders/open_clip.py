@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from nsfw_spark.encoders.encoder import read_tensors
@@ -68,49 +69,39 @@ def check_activation(card: EncoderCard) -> None:
     Raises:
         ConfigError: It computes another one, or nobody knows the activation of the weights.
     """
-    built = _of_architecture(card.architecture)
-    if built is None or card.weights.random is not None:
+    import open_clip
+
+    architecture = card.architecture
+    config = open_clip.get_model_config(architecture)
+    if config is None or card.weights.random is not None:
         return  # open_clip itself refuses an unknown architecture; random weights were not trained
-    trained = _of_repository(card.weights.huggingface)
+    built, trained = _activation(config), _trained_with(card.weights.huggingface)
     if trained is None and card.activation is None:
         raise ConfigError(
-            f"encoder.activation is missing, and open_clip does not know the weights of {card.architecture}: "
+            f"encoder.activation is missing, and open_clip does not know the weights of {architecture}: "
             "expected the one that they were trained with, quick_gelu (OpenAI's weights) or gelu (most "
             "others). The wrong one would give wrong scores without an error"
         )
+    plain = architecture.removesuffix(_SUFFIX)
     for source, activation in (("open_clip", trained), ("encoder.activation", card.activation)):
         if activation not in (None, built):
             raise ConfigError(
-                f"encoder.architecture {card.architecture} computes {built}, and {source} says that its "
-                f"weights were trained with {activation}. Expected the architecture "
-                f"{_other(card.architecture)}"
+                f"encoder.architecture {architecture} computes {built}, and {source} says that its weights "
+                f"were trained with {activation}. Expected the architecture "
+                f"{plain + _SUFFIX if plain == architecture else plain}"
             )
 
 
-def _of_architecture(architecture: str) -> Activation | None:
-    import open_clip
-
-    config = open_clip.get_model_config(architecture)
-    return None if config is None else _activation(is_quick=config.get("quick_gelu", False))
-
-
-def _of_repository(repository: str | None) -> Activation | None:
+def _trained_with(repository: str | None) -> Activation | None:
     """Return the activation of a repository on the hub, from open_clip's table of pretrained weights."""
     import open_clip
 
-    if repository is None:
-        return None
-    for architecture, tag in open_clip.list_pretrained():
-        known = open_clip.get_pretrained_cfg(architecture, tag)
-        if str(known.get("hf_hub", "")).rstrip("/") == repository:
-            return _activation(is_quick=known.get("quick_gelu", False))
+    for architecture, tag in open_clip.list_pretrained() if repository else ():
+        config = open_clip.get_pretrained_cfg(architecture, tag)
+        if str(config.get("hf_hub", "")).rstrip("/") == repository:
+            return _activation(config)
     return None
 
 
-def _activation(*, is_quick: bool) -> Activation:
-    return "quick_gelu" if is_quick else "gelu"
-
-
-def _other(architecture: str) -> str:
-    has_suffix = architecture.endswith(_SUFFIX)
-    return architecture.removesuffix(_SUFFIX) if has_suffix else architecture + _SUFFIX
+def _activation(config: Mapping[str, Any]) -> Activation:
+    return "quick_gelu" if config.get("quick_gelu") else "gelu"

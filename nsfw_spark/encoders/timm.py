@@ -102,14 +102,10 @@ _QUERY: Final = re.compile(r"vit\.encoder\.layer\.(\d+)\.attention\.attention\.q
 
 
 def timm_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename the tensors of a ViTForImageClassification file.
+    """Rename the tensors of a ViTForImageClassification file from transformers' names to timm's.
 
-    Args:
-        tensors: By the names that transformers 4 and 5 write.
-
-    Returns:
-        The same tensors by timm's names; query, key and value of a layer as one. Tensors that the network
-        lacks keep their names, so that the error of `fill` can list them.
+    Query, key and value of a layer become one tensor. Tensors that timm's network lacks keep their names, so
+    that the error of `fill` can list them.
 
     Source:
         transformers 5.23 `models/vit/modeling_vit.py`; timm 1.0.31 `models/vision_transformer.py`, whose
@@ -130,6 +126,5 @@ def timm_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _renamed(name: str) -> str:
     for pattern, replacement in _NAMES.items():
-        if found := re.match(pattern, name):
-            return found.expand(replacement) + name[found.end() :]
+        name = re.sub(f"^{pattern}", replacement, name)
     return name

@@ -1,4 +1,4 @@
-"""docs/models.md says what the model cards say."""
+"""The tables of docs/models.md equal the model cards."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_page_is_made_of_the_cards(models_table: ModuleType) -> None:
 def test_the_tables_tell_of_each_model_its_licence_and_what_is_published_of_it(
     models_table: ModuleType,
 ) -> None:
-    """Else the test above would hold with empty tables too."""
+    """Otherwise the test above would pass with empty tables too."""
     tables = models_table.tables()
     for name in built_in_models():
         card = load_card(name)

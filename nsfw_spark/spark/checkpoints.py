@@ -1,11 +1,9 @@
-"""Checkpoints: what Spark remembers of each input that it has seen.
+"""Spark's checkpoints: one directory for each input of an output, with the files that Spark has seen.
 
-One directory for each input of an output, so that an output can have several. They belong to one generation
-of `image_scores`: after `--rescore all` nothing has been seen.
-
-A checkpoint and the table say of each other what is done: what the one has noted, the other must hold. Where
-they disagree, because somebody deleted one of them or a disk lost its last writes, the job stops: to go on
-would lose images, or score them twice.
+A checkpoint belongs to one generation of `image_scores`: after `--rescore all` nothing has been seen. The
+table must hold all that its checkpoint has noted as written, and a table with rows needs its checkpoint. If
+somebody deleted one of them, or a disk lost its last writes, the job stops before it loses images or scores
+them twice. `faults.check_holds` compares the other way.
 """
 
 from __future__ import annotations
@@ -26,12 +24,12 @@ from nsfw_spark.spark.tables import IMAGE_SCORES, RUNS, Output, history
 
 
 def find_checkpoint(output: Output, source: Source, generation: str) -> str:
-    """Return the URI of an input's checkpoint, whether or not it is there already.
+    """Return the URI of an input's checkpoint, whether or not it exists yet.
 
     Raises:
-        TableError: Images of this input were scored, and their checkpoint is gone, or a part of it.
+        TableError: Images of this input were scored, and their checkpoint is gone, wholly or in part.
     """
-    uri = f"{output.checkpoints}/{checkpoint_name(source, generation)}"
+    uri = f"{output.checkpoints}/{_name(source, generation)}"
     missing = _missing_parts(output.spark, uri, source)
     if missing and output.exists(IMAGE_SCORES) and _has_rows(output, source):
         lacks = "" if set(missing) == set(_parts(source)) else f" (it lacks {', '.join(missing)})"
@@ -44,33 +42,26 @@ def find_checkpoint(output: Output, source: Source, generation: str) -> str:
 
 
 def check_still_there(spark: SparkSession, checkpoint: str) -> None:
-    """Make sure that nobody deleted a checkpoint while its stream ran, which writes `metadata` once, first.
+    """Make sure that nobody deleted a checkpoint while its stream ran; the stream writes `metadata` first.
 
     Raises:
-        StorageError: Somebody did.
+        StorageError: Somebody deleted it.
     """
     if not exists(spark, f"{checkpoint}/metadata"):
         raise StorageError(
-            f"the checkpoint {checkpoint} is gone: somebody deleted it while this run wrote to it. What was "
-            "scored is in the table, but which files were listed nobody knows any more. Score all again with "
+            f"the checkpoint {checkpoint} is gone: somebody deleted it while this run wrote to it. The "
+            "scores are in the table, but nothing tells which files were listed. Score all again with "
             "--rescore all"
         )
 
 
 def checkpoint_id(spark: SparkSession, checkpoint: str) -> str:
-    """Return the random name that Spark gave a checkpoint when it made it; one made anew has another."""
+    """Return the random id that Spark gave a checkpoint when it created it; a new checkpoint has another."""
     return str(json.loads(read_text(spark, f"{checkpoint}/metadata"))["id"])
 
 
-def checkpoint_name(source: Source, generation: str) -> str:
-    """Return the name of an input's checkpoint."""
-    key = hashlib.sha256(source.uri.encode()).hexdigest()[:12]
-    kind = "vectors" if source.has_vectors else "images"
-    return f"{IMAGE_SCORES}-{generation}-{kind}-{key}"
-
-
 def last_batch(spark: SparkSession, checkpoint: str) -> int:
-    """Return the number of the last micro-batch that the log of listed files knows; -1 for none."""
+    """Return the number of the last micro-batch in the log of listed files; -1 for none."""
     return _last_number(spark, listed_files_log(checkpoint))
 
 
@@ -80,22 +71,22 @@ def last_committed_batch(spark: SparkSession, checkpoint: str) -> int:
 
 
 def last_accounted_batch(output: Output, checkpoint: str) -> int:
-    """Return the last micro-batch of a checkpoint whose files all have rows; -1 for none.
-
-    Args:
-        output: Where the tables lie.
-        checkpoint: As `runs` names it.
-    """
+    """Return the last micro-batch whose files all have rows, by `runs`; -1 for none."""
     if not output.exists(RUNS):
         return -1
     runs = output.table(RUNS).filter(F.col("checkpoint") == checkpoint)
     made = {commit.version: commit.timestamp for commit in history(output, IMAGE_SCORES)}
-    found = runs.select("last_batch", "image_scores_version", "started_at", "seconds").collect()
-    return max((int(run.last_batch) for run in found if _is_there(run, made)), default=-1)
+    rows = runs.select("last_batch", "image_scores_version", "started_at", "seconds").collect()
+    return max((int(run.last_batch) for run in rows if _is_current(run, made)), default=-1)
 
 
-def _is_there(run: Any, made: Mapping[int, datetime]) -> bool:  # noqa: ANN401 - a Row
-    """Whether the version of image_scores that a run left is there still, and not another of its number."""
+def listed_files_log(checkpoint: str) -> str:
+    """Return the directory in which a stream over files logs the files that it listed."""
+    return f"{checkpoint}/sources/0"
+
+
+def _is_current(run: Any, made: Mapping[int, datetime]) -> bool:  # noqa: ANN401 - a Row
+    """Whether image_scores still has the version that a run left, and not a later commit of that number."""
     version = run.image_scores_version
     if None in (run.last_batch, version, run.seconds) or version > max(made):
         return False
@@ -103,9 +94,10 @@ def _is_there(run: Any, made: Mapping[int, datetime]) -> bool:  # noqa: ANN401 -
     return version not in made or made[version] <= ended
 
 
-def listed_files_log(checkpoint: str) -> str:
-    """Return the directory in which a stream over files logs what it has listed."""
-    return f"{checkpoint}/sources/0"
+def _name(source: Source, generation: str) -> str:
+    key = hashlib.sha256(source.uri.encode()).hexdigest()[:12]
+    kind = "vectors" if source.has_vectors else "images"
+    return f"{IMAGE_SCORES}-{generation}-{kind}-{key}"
 
 
 def _last_number(spark: SparkSession, log: str) -> int:
@@ -114,20 +106,21 @@ def _last_number(spark: SparkSession, log: str) -> int:
 
 
 def _parts(source: Source) -> list[str]:
-    """Return what a checkpoint consists of that cannot be made again; `commits` alone can."""
+    """Return the parts of a checkpoint that cannot be made again; `commits` can."""
     return ["metadata", "offsets", *(["sources/0"] if source.file_column is not None else [])]
 
 
 def _missing_parts(spark: SparkSession, checkpoint: str, source: Source) -> list[str]:
-    def is_there(part: str) -> bool:
+    def has(part: str) -> bool:
         if part == "metadata":
             return exists(spark, f"{checkpoint}/{part}")
         return _last_number(spark, f"{checkpoint}/{part}") >= 0
 
-    return [part for part in _parts(source) if not is_there(part)]
+    return [part for part in _parts(source) if not has(part)]
 
 
 def _has_rows(output: Output, source: Source) -> bool:
+    """Whether image_scores has rows of a source; if no column names their file, `runs` tells it."""
     scores = output.table(IMAGE_SCORES)
     if source.file_column in scores.columns:
         file = F.col(str(source.file_column))

@@ -1,15 +1,16 @@
 """The filtered tables: safe_images, flagged_images, quarantined_images.
 
-They follow `image_scores`. Each commit to one of them says, in the commit itself, which version of
-`image_scores` it shows and under which policy. So a killed job leaves no doubt, and needs no state of ours
-beside the tables: what is behind is appended, what is under another policy is replaced, each in one
-atomic commit. Plain SQL on scores: no model is loaded here.
+In: image_scores and a policy. Out: three tables that follow image_scores. Each commit to one of them names
+the version of image_scores and the policy that it shows. There is no other state, so a killed job leaves no
+doubt: new rows are appended, a table under another policy is replaced, each in one atomic commit. This module
+loads no model: it is plain SQL on scores.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -34,9 +35,9 @@ from nsfw_spark.spark.tables import (
     properties,
 )
 
-_SCAN_BYTES: Final = 128 << 20  # Spark's default for what a task reads
-_GOOD_FILE_BYTES: Final = 64 << 20  # Delta's compaction leaves files of this size alone
-_COMPACTED: Final = {"delta.autoOptimize.autoCompact": "true"}  # what nightly runs append, now and then
+_SCAN_BYTES: Final = 128 << 20  # Spark's default size of a task's input
+_GOOD_FILE_BYTES: Final = 64 << 20  # Delta's compaction leaves larger files alone
+_COMPACTED: Final = {"delta.autoOptimize.autoCompact": "true"}  # nightly runs append small files
 
 
 def keep_safe(scored: DataFrame, threshold: float | None = None, policy: str | None = None) -> DataFrame:
@@ -66,14 +67,71 @@ def keep_safe(scored: DataFrame, threshold: float | None = None, policy: str | N
     return scored.filter(parsed.is_safe())
 
 
-def _conditions(policy: Policy) -> dict[str, Column]:
-    safe, ok = policy.is_safe(), is_ok()
-    return {"safe_images": safe, "flagged_images": ok & ~safe, "quarantined_images": ~ok}
+def check_filter(
+    output: Output, policy: Policy, columns: StructType, classes: Collection[str] | None = None
+) -> None:
+    """Check a policy before anything runs.
+
+    Args:
+        output: The tables may not exist yet.
+        policy: The policy.
+        columns: The columns of `image_scores`, used if the table does not exist yet.
+        classes: The model's classes; default: the classes of an image in the table.
+
+    Raises:
+        ConfigError: The policy cannot be applied.
+    """
+    if policy.threshold is not None:
+        return
+    if not output.exists(IMAGE_SCORES):
+        check_policy(policy, output.spark.createDataFrame([], columns), classes)
+        return
+    scores = output.table(IMAGE_SCORES)
+    check_policy(policy, scores, _classes(scores) if classes is None else classes)
+
+
+def update_filtered(output: Output, policy: Policy, contents: Contents | None = None) -> None:
+    """Bring the three filtered tables up to date with `image_scores`.
+
+    A table under the same policy gets the rows added since its last commit. Any other table is replaced in
+    one commit, from one version of `image_scores`. Readers never see half a table. With `contents`, the
+    images are joined in as the column `content`; another source than before replaces the tables too.
+    """
+    commits = history(output, IMAGE_SCORES)
+    detail = output.spark.sql(f"DESCRIBE DETAIL {output.name(IMAGE_SCORES)}").collect()[0]
+    uri = None if contents is None else contents.uri
+    now = FilterState(detail.id, commits[0].version, policy.text, uri)
+    snapshot = output.table(IMAGE_SCORES, now.image_scores_version)
+    last = dict(zip(FILTERED, at_once(lambda table: _last_commit(output, table), FILTERED), strict=True))
+    replaced = [table for table in FILTERED if not _can_append(last[table], now, commits)]
+    gathered = set()
+    if replaced and contents is None:  # with images, the rows are spread well already
+        gathered = _gathered(snapshot, policy, detail.sizeInBytes)
+
+    def rows(table: str, scores: DataFrame) -> DataFrame:
+        kept = scores.filter(_conditions(policy)[table])
+        return kept if contents is None else contents.add_to(kept)
+
+    def update(table: str) -> None:
+        before = last[table]
+        if before is None or table in replaced:
+            writer = rows(table, snapshot).writeTo(output.name(table)).using("delta")
+            for key, value in _table_properties(output, policy).items():
+                writer = writer.tableProperty(key, value)
+            writer.options(**_write_options(now, is_gathered=table in gathered)).createOrReplace()
+        elif before.state != now:
+            added = _added(output, before.state.image_scores_version + 1, now.image_scores_version)
+            writer = rows(table, added).writeTo(output.name(table))
+            writer.options(**_write_options(now, is_gathered=contents is None), mergeSchema="true").append()
+
+    at_once(update, FILTERED)
+    if contents is not None and any(commit is None or commit.state != now for commit in last.values()):
+        _report_missing(output, contents)
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What a filtered table shows; part of each of its commits."""
+class FilterState:
+    """What a filtered table shows; JSON in each of its commits."""
 
     image_scores_id: str
     image_scores_version: int
@@ -82,115 +140,52 @@ class Shown:
     """URI of the images that were joined in."""
 
 
-def check_filter(output: Output, policy: Policy, columns: StructType) -> None:
-    """Check a policy before anything runs.
-
-    Args:
-        output: Where the tables lie; there may be none yet.
-        policy: Any.
-        columns: Of `image_scores`, for where it is not there yet.
-
-    Raises:
-        ConfigError: The policy cannot be applied, or lets an image without a score pass.
-    """
-    if policy.threshold is not None:
-        return
-    if not output.exists(IMAGE_SCORES):
-        check_policy(policy, output.spark.createDataFrame([], columns))
-        return
-    scores, shown = output.table(IMAGE_SCORES), shown_by(output, "safe_images")
-    if shown is not None and shown.policy == policy.text:  # so these rows were tried before
-        scores = output.spark.createDataFrame([], scores.schema)
-    check_policy(policy, scores)
+def filter_state(output: Output, table: str) -> FilterState | None:
+    """Return what a filtered table shows; None without a table, or if somebody else changed it."""
+    last = _last_commit(output, table)
+    return None if last is None else last.state
 
 
-def update_filtered(output: Output, policy: Policy, contents: Contents | None = None) -> None:
-    """Bring the three filtered tables up to date with `image_scores`.
+class _Commit(NamedTuple):
+    """The last commit that changed a filtered table."""
 
-    A table under the same policy gets what was added since; another is replaced in one commit, from
-    one version of `image_scores`. Readers never see half a table.
-
-    Args:
-        output: Where the tables lie.
-        policy: Decides which image belongs into which of them.
-        contents: Joined to what is written, as the column `content`; other ones replace the tables too.
-    """
-    commits = history(output, IMAGE_SCORES)
-    detail = output.spark.sql(f"DESCRIBE DETAIL {output.name(IMAGE_SCORES)}").collect()[0]
-    uri = None if contents is None else contents.uri
-    now = Shown(detail.id, commits[0].version, policy.text, uri)
-    snapshot = output.spark.read.option("versionAsOf", now.image_scores_version).table(
-        output.name(IMAGE_SCORES)
-    )
-    said = dict(zip(FILTERED, at_once(lambda table: _last_said(output, table), FILTERED), strict=True))
-    shown = {table: None if last is None else last.shown for table, last in said.items()}
-    replaced = [table for table in FILTERED if not _can_follow(said[table], now, commits)]
-    gathered = set()
-    if replaced and contents is None:  # images are dealt out well already
-        gathered = _gathered(snapshot, policy, detail.sizeInBytes)
-
-    def rows(table: str, scores: DataFrame) -> DataFrame:
-        kept = scores.filter(_conditions(policy)[table])
-        return kept if contents is None else contents.add_to(kept)
-
-    def update(table: str) -> None:
-        before = shown[table]
-        if before is None or table in replaced:
-            writer = rows(table, snapshot).writeTo(output.name(table)).using("delta")
-            for key, value in _settings(output, policy).items():
-                writer = writer.tableProperty(key, value)
-            writer.options(**_options(now, is_gathered=table in gathered)).createOrReplace()
-        elif before != now:
-            added = _added(output, before.image_scores_version + 1, now.image_scores_version)
-            writer = rows(table, added).writeTo(output.name(table))
-            writer.options(**_options(now, is_gathered=contents is None), mergeSchema="true").append()
-
-    at_once(update, FILTERED)
-    if contents is not None and any(before != now for before in shown.values()):
-        _tell_lacking(output, contents)
-
-
-def _can_follow(last: _Said | None, now: Shown, commits: list[Any]) -> bool:
-    """Whether a table is what `now` asks for but for rows that were added to image_scores."""
-    if last is None:
-        return False
-    shown = last.shown
-    # A version that is younger than what shows it is another: the one of its number was lost.
-    if any(each.version == shown.image_scores_version and each.timestamp > last.at for each in commits):
-        return False
-    since = [commit for commit in commits if commit.version > shown.image_scores_version]
-    return (
-        replace(shown, image_scores_version=0) == replace(now, image_scores_version=0)
-        and len(since) == now.image_scores_version - shown.image_scores_version  # none cleaned away
-        and all(only_adds(commit) for commit in since)
-        and not may_lack_additions(since)
-    )
-
-
-def shown_by(output: Output, table: str) -> Shown | None:
-    """Return what a filtered table shows; None where it is not there or does not say."""
-    last = _last_said(output, table)
-    return None if last is None else last.shown
-
-
-class _Said(NamedTuple):
-    """What a filtered table shows, and when it said so."""
-
-    shown: Shown
+    state: FilterState
     at: datetime
 
 
-def _last_said(output: Output, table: str) -> _Said | None:
+def _last_commit(output: Output, table: str) -> _Commit | None:
     if not output.exists(table):
         return None
     for commit in history(output, table):
         if changes_no_row(commit):
             continue
         try:
-            return _Said(Shown(**json.loads(commit.userMetadata or "")), commit.timestamp)
-        except (ValueError, TypeError):  # somebody else's commit: what it did is not known
+            return _Commit(FilterState(**json.loads(commit.userMetadata or "")), commit.timestamp)
+        except (ValueError, TypeError):  # somebody else's commit: nothing tells what it did
             return None
     return None
+
+
+def _can_append(last: _Commit | None, now: FilterState, commits: list[Any]) -> bool:
+    """Whether appending the new rows suffices: same policy and source, and only appends since."""
+    if last is None:
+        return False
+    state = last.state
+    # A version younger than the table that shows it is another one: the first of that number was lost.
+    if any(each.version == state.image_scores_version and each.timestamp > last.at for each in commits):
+        return False
+    since = [commit for commit in commits if commit.version > state.image_scores_version]
+    return (
+        replace(state, image_scores_version=0) == replace(now, image_scores_version=0)
+        and len(since) == now.image_scores_version - state.image_scores_version  # the log holds all of them
+        and all(only_adds(commit) for commit in since)
+        and not may_lack_additions(since)
+    )
+
+
+def _conditions(policy: Policy) -> dict[str, Column]:
+    safe, ok = policy.is_safe(), is_ok()
+    return {"safe_images": safe, "flagged_images": ok & ~safe, "quarantined_images": ~ok}
 
 
 def _added(output: Output, first: int, last: int) -> DataFrame:
@@ -204,29 +199,32 @@ def _added(output: Output, first: int, last: int) -> DataFrame:
     return changes.drop("_change_type", "_commit_version", "_commit_timestamp")
 
 
-def _tell_lacking(output: Output, contents: Contents) -> None:
-    """Say of how many images no bytes were found; Delta's statistics know it without reading the others."""
-    is_lacking = F.col("content").isNull()
-    found = at_once(lambda table: output.table(table).filter(is_lacking).count(), FILTERED)
-    if any(found):
-        tables = ", ".join(f"{number:,} of {table}" for number, table in zip(found, FILTERED, strict=True))
+def _classes(scores: DataFrame) -> list[str] | None:
+    """Return the classes of the model that scored an image; None without a score, or for a cascade."""
+    if "decided_by" in scores.columns or "class_scores" not in scores.columns:
+        return None
+    row = scores.filter(is_ok()).select(F.map_keys("class_scores").alias("classes")).first()
+    return None if row is None else list(row.classes or [])
+
+
+def _report_missing(output: Output, contents: Contents) -> None:
+    """Report images without bytes; Delta's statistics count them without reading the others."""
+    is_missing = F.col("content").isNull()
+    missing = at_once(lambda table: output.table(table).filter(is_missing).count(), FILTERED)
+    if any(missing):
+        tables = ", ".join(f"{number:,} of {table}" for number, table in zip(missing, FILTERED, strict=True))
         sys.stderr.write(
-            f"nsfw-spark: {sum(found):,} images have no content ({tables}): {contents.uri} does not hold "
-            "them, or not as they were scored\n"
+            f"nsfw-spark: {sum(missing):,} images have no content ({tables}): {contents.uri} does not hold "
+            "them, or holds other bytes than were scored\n"
         )
 
 
 def _gathered(snapshot: DataFrame, policy: Policy, size: int) -> set[str]:
     """Return the tables whose rows are to be gathered into fewer files than there are tasks.
 
-    A task reads at most 128 MiB of `image_scores` and writes what it keeps into one file. Where that is
-    little, a shuffle of these few rows is cheaper than thousands of tiny files for all who read the table;
-    where it is much, files are of a good size without, and a shuffle would move most of the data.
-
-    Args:
-        snapshot: `image_scores`.
-        policy: Decides how many rows each table gets.
-        size: Bytes of `image_scores`.
+    A task reads at most 128 MiB of `image_scores` and writes one file. If it keeps few rows, shuffling these
+    rows is cheaper than thousands of tiny files for all readers. If it keeps many, the files have a good size
+    anyway, and a shuffle would move most of the data. `size` counts the bytes of `image_scores`.
     """
     spark = snapshot.sparkSession
     num_tasks = max(size / _SCAN_BYTES, float(spark.conf.get("spark.sql.files.minPartitionNum", None) or 1))
@@ -235,13 +233,12 @@ def _gathered(snapshot: DataFrame, policy: Policy, size: int) -> set[str]:
     return {table for table in FILTERED if size * (row[table] or 0) / num_tasks < _GOOD_FILE_BYTES}
 
 
-def _options(now: Shown, *, is_gathered: bool) -> dict[str, str]:
-    """Return how to write what a table shows from now on."""
+def _write_options(now: FilterState, *, is_gathered: bool) -> dict[str, str]:
     return {"userMetadata": json.dumps(asdict(now)), "optimizeWrite": str(is_gathered).lower()}
 
 
-def _settings(output: Output, policy: Policy) -> dict[str, str]:
-    """Return the properties of a filtered table: those of image_scores, and the policy."""
+def _table_properties(output: Output, policy: Policy) -> dict[str, str]:
+    """Return the properties of a filtered table: the model's, the policy, and Delta's."""
     threshold = {} if policy.threshold is None else {"threshold": str(policy.threshold)}
-    said = properties(output) | {"policy": policy.text} | threshold
-    return {PROPERTY.format(key): value for key, value in said.items()} | _COMPACTED
+    ours = properties(output) | {"policy": policy.text} | threshold
+    return {PROPERTY.format(key): value for key, value in ours.items()} | _COMPACTED

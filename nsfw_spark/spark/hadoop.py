@@ -1,6 +1,6 @@
-"""Files as the cluster sees them: any URI that Spark reads, through Hadoop's FileSystem.
+"""Files of any URI that Spark reads, through Hadoop's FileSystem.
 
-Spark has no public way from Python to its file systems; all use of the private one is in this file.
+Spark has no public way from Python to its file systems. This file holds all uses of the private one.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import Any, Final
 
 from pyspark.sql import DataFrame, Row, SparkSession
 
-_PATTERN: Final = re.compile(r"[\\*?\[\]{}^]")  # what Hadoop's globs do not take for itself
+_PATTERN: Final = re.compile(r"[\\*?\[\]{}^]")  # characters with a meaning in Hadoop's globs
 
 
 def file_system(spark: SparkSession, uri: str) -> tuple[Any, Any]:
-    """Return the FileSystem of a URI, and the URI as its Path, with scheme and authority."""
+    """Return a URI's FileSystem, and the URI as a Path with scheme and authority."""
     path = spark._jvm.org.apache.hadoop.fs.Path(uri)  # type: ignore[union-attr]  # noqa: SLF001
     files = path.getFileSystem(spark._jsc.hadoopConfiguration())  # noqa: SLF001
     return files, files.makeQualified(path)
 
 
 def exists(spark: SparkSession, uri: str) -> bool:
-    """Whether there is a file or directory."""
+    """Whether a file or directory exists."""
     files, path = file_system(spark, uri)
     return bool(files.exists(path))
 
 
 def list_names(spark: SparkSession, uri: str) -> list[str]:
-    """Return the names in a directory; none where it is not there."""
+    """Return the names in a directory; none if it does not exist."""
     files, path = file_system(spark, uri)
     if not files.exists(path):
         return []
@@ -38,17 +38,17 @@ def list_names(spark: SparkSession, uri: str) -> list[str]:
 
 
 def name_matcher(spark: SparkSession, glob: str) -> Any:  # noqa: ANN401 - org.apache.hadoop.fs.GlobPattern
-    """Return what Spark's pathGlobFilter matches file names with."""
+    """Return the matcher of file names that Spark's pathGlobFilter uses."""
     return spark._jvm.org.apache.hadoop.fs.GlobPattern(glob)  # type: ignore[union-attr]  # noqa: SLF001
 
 
 def literally(uri: str) -> str:
-    """Return what Spark's readers, which take a path for a pattern, take for this path and no other."""
+    """Return a path as Spark's readers take it literally; they read a path as a pattern."""
     return _PATTERN.sub(r"\\\g<0>", uri)
 
 
 def settings(spark: SparkSession, prefixes: Sequence[str]) -> dict[str, str]:
-    """Return Hadoop's settings whose names begin with one of the prefixes, references in them resolved."""
+    """Return Hadoop's settings with one of the name prefixes; references in them are resolved."""
     configuration = spark._jsc.hadoopConfiguration()  # noqa: SLF001
     return {
         prefix + name: str(value)
@@ -58,23 +58,19 @@ def settings(spark: SparkSession, prefixes: Sequence[str]) -> dict[str, str]:
 
 
 def delete(spark: SparkSession, uri: str) -> None:
-    """Delete a file, or a directory and all in it, if it is there."""
+    """Delete a file, or a directory and all in it, if it exists."""
     files, path = file_system(spark, uri)
     files.delete(path, True)  # noqa: FBT003 - Java has no keywords
 
 
 def local_path(spark: SparkSession, uri: str) -> Path | None:
-    """Return where a URI lies in the driver's own file system; None where it lies elsewhere."""
+    """Return a URI's path in the driver's own file system; None if it lies elsewhere."""
     _, path = file_system(spark, uri)
     return Path(path.toUri().getPath()) if path.toUri().getScheme() == "file" else None
 
 
 def read_text(spark: SparkSession, uri: str) -> str:
-    """Return the content of a small file, UTF-8.
-
-    Raises:
-        Py4JJavaError: It is not there, or cannot be read.
-    """
+    """Return the content of a small file, UTF-8; Java raises an error if it cannot be read."""
     files, path = file_system(spark, uri)
     stream = files.open(path)
     try:
@@ -84,11 +80,7 @@ def read_text(spark: SparkSession, uri: str) -> str:
 
 
 def write_text(spark: SparkSession, uri: str, text: str, *, overwrite: bool) -> None:
-    """Write a small file, UTF-8.
-
-    Raises:
-        Py4JJavaError: It is there already and `overwrite` is not set, or it cannot be written.
-    """
+    """Write a small file, UTF-8; without `overwrite`, Java raises an error if it exists."""
     files, path = file_system(spark, uri)
     stream = files.create(path, overwrite)
     try:
@@ -98,25 +90,16 @@ def write_text(spark: SparkSession, uri: str, text: str, *, overwrite: bool) -> 
 
 
 def modified_ms(spark: SparkSession, uri: str) -> int:
-    """Return when a file was modified, by the clock of its file system: milliseconds since 1970.
-
-    Raises:
-        Py4JJavaError: It is not there.
-    """
+    """Return when a file was modified, by its file system's clock: milliseconds since 1970."""
     files, path = file_system(spark, uri)
     return int(files.getFileStatus(path).getModificationTime())
 
 
-def in_chunks(frame: DataFrame, num_rows: int) -> Iterator[list[Row]]:
-    """Yield a frame's rows, so many at a time; Spark computes one partition after the other.
-
-    Args:
-        frame: Any.
-        num_rows: Of a chunk; the last one may have fewer.
-    """
+def in_lists(frame: DataFrame, num_rows: int) -> Iterator[list[Row]]:
+    """Yield a DataFrame's rows in lists of `num_rows`; Spark computes one partition after the other."""
     # Not DataFrame.toLocalIterator: its jobs start after its query has ended, and the scheduler of Spark 4.2
     # keeps such jobs for ever (DAGScheduler.activeQueryToJobs), each with the tables that it broadcast: 32 MB
     # of the driver's memory a call. Jobs of an RDD belong to no query.
     rows = frame.rdd.toLocalIterator()
-    while chunk := list(islice(rows, num_rows)):
-        yield chunk
+    while next_rows := list(islice(rows, num_rows)):
+        yield next_rows

@@ -1,11 +1,14 @@
-"""The flow: source → scorer → image_scores → filtered tables.
+"""The order of a run: source → scorer → image_scores → filtered tables.
 
-The job is a stream that ends. Spark's checkpoint knows what it has seen and Delta's log which micro-batches
-were written, so a job that was killed, or that runs each night, takes up exactly what is new.
+In: the job's options. Out: the tables, and a summary. The job is a stream that ends: Spark's checkpoint knows
+the files that it has seen, and Delta's log the micro-batches that were written. So a killed job resumes, and
+a nightly job scores exactly the new images.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Unpack
 
@@ -16,12 +19,12 @@ from nsfw_spark.options import JobKeywords, JobOptions
 from nsfw_spark.spark import filtered, tables
 from nsfw_spark.spark.checkpoints import last_batch
 from nsfw_spark.spark.content import Contents, open_contents
-from nsfw_spark.spark.faults import check_readable, explained
+from nsfw_spark.spark.faults import RAISED, check_readable, explained
 from nsfw_spark.spark.job import ScoringJob
 from nsfw_spark.spark.lock import one_run_at_a_time
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import Counts
-from nsfw_spark.spark.runs import Clock, RunSummary, account_for_interrupted, count_tables, finish_run
+from nsfw_spark.spark.runs import RunRecord, RunSummary, count_tables, record_interrupted
 from nsfw_spark.spark.schema import SCORE
 from nsfw_spark.spark.scoring import ImageScoring, VectorScoring, choose_scoring
 from nsfw_spark.spark.session import get_session, num_slots, starts_local_session
@@ -31,7 +34,7 @@ from nsfw_spark.spark.udf import new_run_id
 from nsfw_spark.spark.worker import num_visible_gpus
 from nsfw_spark.uris import absolute_uri
 
-_MICRO_BATCH_SECONDS: Final = 60  # a micro-batch costs 2 s of its own: make it a minute's work
+_MICRO_BATCH_SECONDS: Final = 60  # each micro-batch has an overhead of 2 s
 _DECODES_PER_SECOND: Final = 500  # of one core, photographs of half a megapixel
 _VECTORS_PER_SECOND: Final = 25_000  # of one core, LAION's L/14 head
 _TIMINGS_OF_RUN: Final = ("decode_seconds", "wait_seconds", "encode_seconds", "batch_fill")
@@ -64,7 +67,7 @@ def run(
 
 
 def run_job(options: JobOptions, *, with_filter: bool = True) -> RunSummary:
-    """Score what is new in the input; then bring the filtered tables up to date.
+    """Score the new images of the input; then bring the filtered tables up to date.
 
     Args:
         options: The job's options; `input` is needed.
@@ -73,12 +76,12 @@ def run_job(options: JobOptions, *, with_filter: bool = True) -> RunSummary:
     Raises:
         ConfigError: An option or the model card is wrong, or the weights are random.
         InputError: The input is missing or empty.
-        StorageError: What the work lies on failed: no space, no permission, a deleted checkpoint.
-        TableError: The output belongs to something else or is damaged, or another run is writing to it.
-        WeightsError: Weights absent, or not the ones that the card pins.
+        StorageError: Storage failed: no space, no permission, a deleted checkpoint.
+        TableError: The output holds other things, is damaged, or another run is writing to it.
+        WeightsError: The weights are absent, or not the ones that the card pins.
     """
     _check_options(options)
-    policy = Policy.of(options)
+    policy = Policy.of(options) if with_filter else None
     scoring = choose_scoring(options)
     spark = get_session()
     scoring = scoring.on_executors_of(spark)
@@ -86,8 +89,8 @@ def run_job(options: JobOptions, *, with_filter: bool = True) -> RunSummary:
     with explained(output):
         source = open_source(spark, _source_options(options, scoring))
         contents = _contents(spark, options, source) if with_filter else None
-        limit, command = _limit(spark, options, scoring), "run" if with_filter else "score"
-        job = ScoringJob(options, source, scoring, policy, output, limit, new_run_id(), command)
+        limit = _limit(spark, options, scoring)
+        job = ScoringJob(options, source, scoring, policy, output, limit, new_run_id())
         check_readable(output)
         job.check()
         with one_run_at_a_time(output):
@@ -95,12 +98,12 @@ def run_job(options: JobOptions, *, with_filter: bool = True) -> RunSummary:
 
 
 def filter_job(options: JobOptions) -> RunSummary:
-    """Bring the filtered tables up to date under the options' policy; loads no model.
+    """Bring the filtered tables up to date under the options' policy; load no model.
 
     Raises:
-        ConfigError: The policy cannot be applied, or lets an image without a score pass.
-        StorageError: What the work lies on failed: no space, no permission.
-        TableError: There is no image_scores, or it is damaged, or not this project's.
+        ConfigError: The policy cannot be applied.
+        StorageError: Storage failed: no space, no permission.
+        TableError: image_scores does not exist, is damaged, or was not made by this package.
     """
     policy, spark = Policy.of(options), get_session()
     output = Output.of(spark, options)
@@ -109,8 +112,33 @@ def filter_job(options: JobOptions) -> RunSummary:
         return _filter(options, output, policy)
 
 
+def _run(job: ScoringJob, contents: Contents | None) -> RunSummary:
+    """Score, then filter, with a row in the table `runs` from start to end."""
+    output, policy, scoring = job.output, job.policy, job.scoring
+    record = RunRecord(output, job.run_id, "score" if policy is None else "run")
+    record_interrupted(output)
+    target = job.target()
+    record.start(input=job.source.uri, model=scoring.name, model_fingerprint=scoring.fingerprint)
+    with _interrupted_if_it_fails(output):
+        counts = job.score(target)
+        score_seconds = record.seconds()
+        if policy is not None:
+            filtered.update_filtered(output, policy, contents)
+        return record.finish(
+            counts,
+            score_seconds,
+            checkpoint=job.checkpoint_column(target.checkpoint),
+            last_batch=last_batch(output.spark, target.checkpoint),
+            **{name: getattr(counts.timings, name) for name in _TIMINGS_OF_RUN},
+            normalized=int(counts.timings.normalized),
+            second=None if job.options.second is None else int(counts.timings.second),
+            threshold=None if policy is None else policy.threshold,
+            policy=None if policy is None else policy.text,
+        )
+
+
 def _filter(options: JobOptions, output: Output, policy: Policy) -> RunSummary:
-    clock = Clock()
+    record = RunRecord(output, new_run_id(), "filter")
     if not output.exists(IMAGE_SCORES):
         raise TableError(
             f"there is no table {output.name(IMAGE_SCORES)} to filter. First: "
@@ -120,44 +148,25 @@ def _filter(options: JobOptions, output: Output, policy: Policy) -> RunSummary:
     filtered.check_filter(output, policy, output.table(IMAGE_SCORES).schema)
     contents = open_contents(output.spark, options.content_from, options.content_column, options.id_column)
     with one_run_at_a_time(output) as is_alone:
-        if is_alone:  # else what looks interrupted may be under way
-            account_for_interrupted(output)
+        if is_alone:  # else a row `running` may be of a run that is alive
+            record_interrupted(output)
+        record.start()
         filtered.update_filtered(output, policy, contents)
         totals = count_tables(output)
         ok = totals["safe_images"] + totals["flagged_images"]
         counts = Counts(totals[IMAGE_SCORES], ok, totals["safe_images"])
-        run = {
-            "run_id": new_run_id(),
-            "command": "filter",
-            "score_seconds": 0.0,
-            "threshold": policy.threshold,
-            "policy": policy.text,
-        }
-        return finish_run(output, clock, counts, run)
+        return record.finish(counts, 0.0, threshold=policy.threshold, policy=policy.text)
 
 
-def _run(job: ScoringJob, contents: Contents | None) -> RunSummary:
-    """Score, then filter, then say so in the table `runs`."""
-    clock, output = Clock(), job.output
-    with_filter = job.command == "run"
-    account_for_interrupted(output)
-    counts, checkpoint = job.score()
-    score_seconds = clock.seconds()
-    if with_filter:
-        filtered.update_filtered(output, job.policy, contents)
-    run = {
-        **job.model_columns(),
-        **job.origin(),
-        "checkpoint": job.checkpoint_column(checkpoint),
-        "last_batch": last_batch(output.spark, checkpoint),
-        "score_seconds": score_seconds,
-        **{name: getattr(counts.timings, name) for name in _TIMINGS_OF_RUN},
-        "normalized": int(counts.timings.normalized),
-        "second": None if job.options.second is None else int(counts.timings.second),
-        "threshold": job.policy.threshold if with_filter else None,
-        "policy": job.policy.text if with_filter else None,
-    }
-    return finish_run(output, clock, counts, run)
+@contextmanager
+def _interrupted_if_it_fails(output: Output) -> Iterator[None]:
+    """If a run fails, complete its row at once; if that fails too, the next run does it."""
+    try:
+        yield
+    except Exception:
+        with suppress(*RAISED):
+            record_interrupted(output)
+        raise
 
 
 def _check_options(options: JobOptions) -> None:
@@ -193,14 +202,14 @@ def _source_options(options: JobOptions, scoring: ImageScoring | VectorScoring) 
 
 
 def _contents(spark: SparkSession, options: JobOptions, source: Source) -> Contents | None:
-    """Return what joins images to the filtered tables; the input's own as the options describe it."""
+    """Return the images for the filtered tables; for the input itself, read as the options describe it."""
     if options.content_from == options.input and not source.has_vectors:
         return Contents((source,))
     return open_contents(spark, options.content_from)
 
 
 def _limit(spark: SparkSession, options: JobOptions, scoring: ImageScoring | VectorScoring) -> Limit:
-    """Return what is about a minute's work."""
+    """Size a micro-batch so that it takes about a minute."""
     if options.files_per_batch != "auto":
         return Limit(options.files_per_batch, options.files_per_batch)
     slots = num_slots(spark) or 1
@@ -209,7 +218,7 @@ def _limit(spark: SparkSession, options: JobOptions, scoring: ImageScoring | Vec
     gpus_a_task = float(spark.conf.get("spark.task.resource.gpu.amount", "0") or 0)
     num_gpus = 0.0 if options.device == "cpu" else slots * gpus_a_task or num_visible_gpus()
     costs = [model.card.seconds_per_image for model in scoring.spec.models]
-    # Of a cascade the second model sees few images, nobody knows how few: reckoned with is a fifth.
+    # The second model of a cascade sees few images. How few is unknown; a fifth is assumed.
     seconds = sum((cost.cuda if num_gpus else cost.cpu) / 5**i for i, cost in enumerate(costs))
     scored = (num_gpus or slots) / seconds
     per_second = min(scored, slots * _DECODES_PER_SECOND)

@@ -1,6 +1,6 @@
-"""Follows a streaming query to its end and shows how far it is.
+"""Follows a streaming query to its end: shows its progress and counts its images.
 
-Counts come from `DataFrame.observe`: they are those of the rows that were written, at no extra pass.
+The counts come from `DataFrame.observe`: Spark counts the rows while it writes them, without an extra pass.
 """
 
 from __future__ import annotations
@@ -36,51 +36,51 @@ class Counts:
 
     images: int = 0
     ok: int = 0
-    safe: int = 0
+    safe: int | None = None
+    """None without a policy."""
     timings: Timings = field(default_factory=Timings)
-    """Where the tasks' time went."""
+    """Seconds that the tasks spent."""
 
     @property
-    def flagged(self) -> int:
-        """Scored and not safe."""
-        return self.ok - self.safe
+    def flagged(self) -> int | None:
+        """Images with a score that are not safe; None without a policy."""
+        return None if self.safe is None else self.ok - self.safe
 
     @property
     def quarantined(self) -> int:
-        """Without a score."""
+        """Images without a score."""
         return self.images - self.ok
 
     def __add__(self, other: Counts) -> Counts:
-        timings = self.timings + other.timings
-        return Counts(self.images + other.images, self.ok + other.ok, self.safe + other.safe, timings)
+        known = [counts.safe for counts in (self, other) if counts.safe is not None]
+        safe, timings = sum(known) if known else None, self.timings + other.timings
+        return Counts(self.images + other.images, self.ok + other.ok, safe, timings)
 
 
-def counting_columns(policy: Policy) -> list[Column]:
-    """Return what to observe of image_scores' rows, for `follow` to read."""
+def counting_columns(policy: Policy | None) -> list[Column]:
+    """Return the aggregates of image_scores' rows that `follow` reads as an observation."""
     return [
         *row_counts(policy),
         *(F.sum(F.col(TIMINGS.name)[i]).alias(timing.name) for i, timing in enumerate(fields(Timings))),
     ]
 
 
-def row_counts(policy: Policy) -> list[Column]:
-    """Return the first three fields of `Counts`, as aggregates of image_scores' rows."""
-    return [
-        F.count(F.lit(1)).alias("images"),
-        F.count(F.when(F.col("status") == "ok", 1)).alias("ok"),
-        F.count(F.when(policy.is_safe(), 1)).alias("safe"),
-    ]
+def row_counts(policy: Policy | None) -> list[Column]:
+    """Return `images`, `ok` and, with a policy, `safe` as aggregates of image_scores' rows."""
+    safe = [] if policy is None else [F.count(F.when(policy.is_safe(), 1)).alias("safe")]
+    ok = F.count(F.when(F.col("status") == "ok", 1)).alias("ok")
+    return [F.count(F.lit(1)).alias("images"), ok, *safe]
 
 
 def follow(query: StreamingQuery) -> Counts:
-    """Wait for the query's end; return what it wrote.
+    """Wait for the query's end; return the counts of the rows that it wrote.
 
-    On a terminal a line shows progress; elsewhere each micro-batch leaves one on standard error.
+    On a terminal one line shows progress; elsewhere standard error gets a line for each micro-batch.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; the query is stopped.
         NsfwSparkError: A task raised it on an executor.
-        StreamingQueryException: Anything else went wrong there.
+        StreamingQueryException: The query failed otherwise.
     """
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -109,7 +109,7 @@ def follow(query: StreamingQuery) -> Counts:
 
 
 def _wait(query: StreamingQuery) -> bool:
-    """Wait a little; return whether the query is over."""
+    """Wait for `_POLL_SECONDS`; return whether the query has ended."""
     try:
         return bool(query.awaitTermination(_POLL_SECONDS))  # type: ignore[arg-type]
     except StreamingQueryException as error:
@@ -118,9 +118,9 @@ def _wait(query: StreamingQuery) -> bool:
 
 @contextmanager
 def _interrupt_noted() -> Iterator[threading.Event]:
-    """Make Ctrl-C set an event, so that it is acted upon between two calls to Java and not within one."""
+    """Let Ctrl-C set an event: the caller then stops between two calls to Java, not within one."""
     interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only that one gets signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield interrupted
         return
     before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
@@ -135,7 +135,7 @@ def _counts(progress: Any) -> Counts:  # noqa: ANN401 - StreamingQueryProgress, 
     if observed is None:
         return Counts()
     timings = Timings(*(observed[timing.name] or 0.0 for timing in fields(Timings)))
-    return Counts(observed.images, observed.ok, observed.safe, timings)
+    return Counts(observed.images, observed.ok, observed.asDict().get("safe"), timings)
 
 
 def _sentence(verb: str, counts: Counts, seconds: float | None) -> str:
@@ -145,7 +145,7 @@ def _sentence(verb: str, counts: Counts, seconds: float | None) -> str:
 
 
 def _limits(timings: Timings) -> str:
-    """Say where the tasks' time went, so that one sees whether decoding or the model is the limit."""
+    """Return the tasks' shares of time, which show whether decoding or the model is the limit."""
     busy = timings.decode_seconds + timings.wait_seconds
     if not busy or not timings.batch_slots:
         return ""
@@ -156,10 +156,10 @@ def _limits(timings: Timings) -> str:
 
 
 def from_executor(error: PySparkException) -> Exception:
-    """Return the project's own error that a task raised, or the error itself."""
-    # Of a task that was writing rows, the message does not say what it raised; the chain of causes does.
-    said = f"{error}\n{getattr(error, '_stackTrace', '')}"
-    raised = re.search(r"nsfw_spark\.errors\.(\w+Error): (.*)", said)
+    """Return the error of this package that a task raised, or else `error` itself."""
+    # If the task was writing rows, only the chain of causes names the error, not the message.
+    text = f"{error}\n{getattr(error, '_stackTrace', '')}"
+    raised = re.search(r"nsfw_spark\.errors\.(\w+Error): (.*)", text)
     if raised is None:
         return error
     return getattr(errors, raised[1], errors.NsfwSparkError)(raised[2])

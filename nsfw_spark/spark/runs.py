@@ -1,27 +1,50 @@
-"""What a run did: for the table `runs`, and for whoever started it."""
+"""The table `runs`: one row for each run, written when the run starts and completed when it ends.
+
+A run that dies leaves its row with the outcome `running`. The next run that holds the lock sets the outcome
+to `interrupted` and counts the images in image_scores. So the counts of `runs` add up to the rows of
+image_scores, whatever was killed.
+"""
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, Final
 
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame
+from delta import DeltaTable
+from delta.exceptions import DeltaConcurrentModificationException
 from pyspark.sql import functions as F
 
 import nsfw_spark
 from nsfw_spark.scorer import Timings
-from nsfw_spark.spark import schema, tables
+from nsfw_spark.spark import schema
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import Counts, row_counts
-from nsfw_spark.spark.tables import FILTERED, IMAGE_SCORES, RUNS, Output, history
+from nsfw_spark.spark.tables import (
+    FILTERED,
+    IMAGE_SCORES,
+    RUNS,
+    WELL_SIZED,
+    Output,
+    at_once,
+    changes_no_row,
+    create_table,
+    history,
+    last_version,
+)
 
 _UNSCORED_SHOWN: Final = 5
+_COMMIT_TRIES: Final = 5
+_SCORING_LIBRARIES: Final = (
+    *("pyspark", "delta-spark", "pillow", "pillow-heif", "cykooz-resizer", "numpy", "torch"),
+    *("open-clip-torch", "timm", "safetensors", "onnxruntime", "onnxruntime-gpu"),
+)
+
+Row = dict[str, Any]
+"""A row of `runs`; absent columns are null."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +52,15 @@ class RunSummary:
     """What a job did; the last line of the command's output."""
 
     counts: Counts
-    """Of this run; of the tables as they are, for `filter`."""
+    """Images of this run; for `filter`, images in the tables."""
     totals: dict[str, int]
-    """Rows of each table, now."""
+    """Rows of each table now."""
     unscored: list[tuple[str, str, str]]
-    """Of a few images of this run that have no score: image_id, status, error."""
+    """image_id, status and error of a few images of this run without a score."""
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the keys that users and checks rely on, in their order."""
+        """Return the keys that users and scripts rely on, in their order."""
         counts = self.counts
         return {
             "images": counts.images,
@@ -50,180 +73,163 @@ class RunSummary:
         }
 
 
-class Clock:
-    """When a job began, Spark's start not included, and for how long it has run."""
+class RunRecord:
+    """The row of one run in the table `runs`."""
 
-    def __init__(self) -> None:
-        self.at, self._start = datetime.now(UTC), time.perf_counter()
+    def __init__(self, output: Output, run_id: str, command: str) -> None:
+        """Start the run's clock; write nothing."""
+        self._output, self._start = output, time.perf_counter()
+        self._row: Row = {"run_id": run_id, "command": command, "started_at": datetime.now(UTC)}
 
     def seconds(self) -> float:
-        """Return for how long."""
+        """Return how long the run has taken so far."""
         return time.perf_counter() - self._start
 
+    def start(self, **values: Any) -> None:  # noqa: ANN401 - values of a row
+        """Add the row, with the outcome `running` and further columns of `schema.RUNS`."""
+        self._row |= {**values, "versions": _versions()}
+        _write(self._output, [{**self._row, "outcome": "running"}])
 
-def finish_run(output: Output, clock: Clock, counts: Counts, run: dict[str, Any]) -> RunSummary:
-    """Record a run in the table `runs`, and return what it did.
+    def finish(self, counts: Counts, score_seconds: float, **values: Any) -> RunSummary:  # noqa: ANN401
+        """Complete the row, with the outcome `done`; return the counts for the user."""
+        unscored = _unscored(self._output, self._row["run_id"]) if counts.quarantined else []
+        summary = RunSummary(counts, count_tables(self._output), unscored, self.seconds())
+        counted = {name: n for name, n in summary.as_dict().items() if name in schema.RUNS.names}
+        times = {"score_seconds": score_seconds, "filter_seconds": summary.seconds - score_seconds}
+        _write(self._output, [{**self._row, **values, **counted, **times, "outcome": "done"}])
+        return summary
 
-    Args:
-        output: Where the tables lie.
-        clock: That of the run.
-        counts: Of the run.
-        run: The values of `schema.RUNS` that only the job knows.
+
+def record_interrupted(output: Output) -> int:
+    """Complete the rows of runs that died, and add those that are missing; return how many.
+
+    Call it while no other run writes, before this run does. A row is missing if an earlier version of this
+    package was killed, or if somebody deleted the table. image_scores is read only if a run died.
     """
-    unscored = _unscored(output, run["run_id"]) if counts.quarantined else []
-    summary = RunSummary(counts, count_tables(output), unscored, clock.seconds())
-    counted = {name: n for name, n in summary.as_dict().items() if name in schema.RUNS.names}
-    times = {"started_at": clock.at, "filter_seconds": summary.seconds - run["score_seconds"]}
-    tables.append_run(output, {**run, **counted, **times, "versions": _versions()})
-    return summary
+    recorded = _recorded(output)
+    died = {run_id for run_id, row in recorded.items() if row.get("outcome") == "running"}
+    if not died and not _may_lack_runs(output, recorded.values()):
+        return 0
+    counted = _count_runs(output) if output.exists(IMAGE_SCORES) else {}
+    return _interrupt(output, recorded, counted, died | (counted.keys() - recorded.keys()))
 
 
-def count_run(output: Output, run_id: str, policy: Policy, timings: Timings) -> Counts:
-    """Count the rows of a run that are in image_scores, with the time that went into them."""
+def record_rescored(output: Output, staging: Output, run_id: str) -> None:
+    """Count the images that killed runs before `run_id` left in the staging table of `--rescore all`.
+
+    Call it before the staging table replaces image_scores.
+    """
+    counted = _count_runs(staging)
+    _interrupt(output, _recorded(output), counted, counted.keys() - {run_id})
+
+
+def count_run(output: Output, run_id: str, policy: Policy | None, timings: Timings) -> Counts:
+    """Count the rows of a run in image_scores; `timings` becomes part of the result."""
     rows = output.table(IMAGE_SCORES).filter(F.col("run_id") == run_id)
-    found = rows.agg(*row_counts(policy)).first()
-    return Counts(timings=timings) if found is None else Counts(found.images, found.ok, found.safe, timings)
-
-
-def _unscored(output: Output, run_id: str) -> list[tuple[str, str, str]]:
-    scores = output.table(IMAGE_SCORES)
-    found = scores.filter((F.col("run_id") == run_id) & (F.col("status") != "ok"))
-    rows = found.select("image_id", "status", "error").limit(_UNSCORED_SHOWN).collect()
-    return [(row.image_id, row.status, row.error) for row in rows]
+    counted = rows.agg(*row_counts(policy)).collect()[0].asDict()
+    return Counts(**counted, timings=timings)
 
 
 def count_tables(output: Output) -> dict[str, int]:
-    """Count the rows of each table that is there; Delta's log knows, no data is read."""
+    """Count the rows of each table that exists; Delta's log has the numbers, no data is read."""
     names = [name for name in (IMAGE_SCORES, *FILTERED) if output.exists(name)]
-    counts = tables.at_once(lambda name: output.table(name).count(), names)
-    return dict(zip(names, counts, strict=True))
+    return dict(zip(names, at_once(lambda name: output.table(name).count(), names), strict=True))
+
+
+def _interrupt(
+    output: Output, recorded: Mapping[str, Row], counted: Mapping[str, Row], run_ids: Iterable[str]
+) -> int:
+    """Write the rows of some runs as interrupted, with counts from `_count_runs`; return how many."""
+    nothing = {"images": 0, "ok": 0, "quarantined": 0}
+    rows = []
+    for run_id in run_ids:
+        known = {name: value for name, value in recorded.get(run_id, {}).items() if value is not None}
+        of_images = counted.get(run_id, nothing)
+        counts = {name: of_images[name] for name in nothing}
+        rows.append({"command": "run", **of_images, "run_id": run_id, **known, **counts})
+    if rows:
+        _write(output, [{**row, "outcome": "interrupted"} for row in rows])
+    return len(rows)
+
+
+def _recorded(output: Output) -> dict[str, Row]:
+    """Return the rows of `runs` by run_id; none if there is no table."""
+    rows = output.table(RUNS).collect() if output.exists(RUNS) else []
+    return {row.run_id: row.asDict() for row in rows}
+
+
+def _may_lack_runs(output: Output, recorded: Iterable[Row]) -> bool:
+    """Whether image_scores changed since `runs` did; at its end each run writes the version into its row."""
+    if not output.exists(IMAGE_SCORES):
+        return False
+    versions = [row.get("image_scores_version") for row in recorded]
+    last = max((version for version in versions if version is not None), default=-1)
+    commits = history(output, IMAGE_SCORES)
+    if last > commits[0].version:  # of a table that was deleted since
+        return True
+    return any(commit.version > last and not changes_no_row(commit) for commit in commits)
+
+
+def _count_runs(output: Output) -> dict[str, Row]:
+    """Return for each run_id of image_scores the columns of `runs` that its images tell."""
+    ok, images = F.count(F.when(F.col("status") == "ok", 1)), F.count(F.lit(1))
+    model = [F.any_value(name, ignoreNulls=True).alias(name) for name in ("model", "model_fingerprint")]
+    counted = (
+        output.table(IMAGE_SCORES)
+        .groupBy("run_id")
+        .agg(
+            F.min("scored_at").alias("started_at"),
+            images.alias("images"),
+            ok.alias("ok"),
+            (images - ok).alias("quarantined"),
+            *model,
+        )
+    )
+    return {row.run_id: row.asDict() for row in counted.collect()}
+
+
+def _write(output: Output, rows: Sequence[Row]) -> None:
+    """Add or replace rows of `runs`, by run_id, in one commit.
+
+    A `filter` without a lock may write at the same time; then Delta refuses one of the two commits.
+    """
+    version = last_version(output, IMAGE_SCORES)
+    values = [
+        [{**row, "image_scores_version": version}.get(name) for name in schema.RUNS.names] for row in rows
+    ]
+    frame = output.spark.createDataFrame(values, schema.RUNS).coalesce(1)
+    if not output.exists(RUNS):
+        create_table(output, RUNS, frame, WELL_SIZED)
+        return
+    merge = (
+        DeltaTable.forName(output.spark, output.name(RUNS))
+        .alias("old")
+        .merge(frame.alias("new"), "old.run_id <=> new.run_id")
+        .withSchemaEvolution()  # a table of an earlier version of this package has fewer columns
+        .whenMatchedUpdateAll()
+        .whenNotMatchedInsertAll()
+    )
+    for tries_left in reversed(range(_COMMIT_TRIES)):
+        try:
+            merge.execute()
+            break
+        except DeltaConcurrentModificationException:
+            if not tries_left:
+                raise
+
+
+def _unscored(output: Output, run_id: str) -> list[tuple[str, str, str]]:
+    of_run = output.table(IMAGE_SCORES).filter((F.col("run_id") == run_id) & (F.col("status") != "ok"))
+    rows = of_run.select("image_id", "status", "error").limit(_UNSCORED_SHOWN).collect()
+    return [(row.image_id, row.status, row.error) for row in rows]
 
 
 def _versions() -> dict[str, str]:
     """Return the versions of the installed libraries that a score can depend on."""
-    libraries = ("pyspark", "delta-spark", "pillow", "cykooz-resizer", "numpy")
     versions = {"nsfw-spark": nsfw_spark.__version__}
-    for library in (*libraries, "torch", "open-clip-torch", "onnxruntime"):
+    for library in _SCORING_LIBRARIES:
         try:
             versions[library] = metadata.version(library)
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-_UNREADABLE: Final = (PySparkException, Py4JError)
-_COLUMNS: Final = ("run_id", "status", "scored_at", "model", "model_fingerprint", "_commit_version")
-_ORIGIN: Final = ("command", "input")
-
-
-def account_for_interrupted(output: Output) -> int:
-    """Add a row to `runs` for each run_id of `image_scores` that has none; return how many.
-
-    To be called where no other run is under way (`one_run_at_a_time`), before this one writes. Looks only at
-    what was added since the last row of `runs` was written; where nothing was, at two versions.
-    """
-    version = tables.last_version(output, IMAGE_SCORES)
-    if version is None:
-        return 0
-    seen = _seen_version(output, version)
-    if seen == version:
-        return 0
-    return _add_unknown(output, output, _runs_since(output, seen, version))
-
-
-def account_for_rescoring(apart: Output, output: Output, run_id: str) -> int:
-    """Add a row to `runs` for each earlier run whose rows are in a table apart; return how many.
-
-    To be called by the run that is about to put them in place of those of `image_scores`: nobody looks for
-    them after that run has written its own row, which is of that version.
-
-    Args:
-        apart: Where runs of `--rescore all` have scored.
-        output: Where `runs` lies.
-        run_id: Of the run that calls; its row it writes itself.
-    """
-    version = tables.last_version(apart, IMAGE_SCORES)
-    found = _runs_since(apart, 0, version or 0)  # version 0 made it, without rows
-    return _add_unknown(apart, output, [run for run in found if run["run_id"] != run_id])
-
-
-def _add_unknown(scored: Output, output: Output, found: list[dict[str, Any]]) -> int:
-    """Add rows for those runs that `runs` does not know; `scored` holds the image_scores they wrote."""
-    known = _known(output, [run["run_id"] for run in found])
-    unknown = [run for run in found if run["run_id"] not in known]
-    if unknown:
-        origins = _origins(scored)
-        rows = [{**run, **origins.get(run["_commit_version"], {})} for run in unknown]
-        tables.append_runs(output, rows)
-    return len(unknown)
-
-
-def _seen_version(output: Output, now: int) -> int | None:
-    """Return the version of image_scores up to which `runs` knows all runs; None: it does not say."""
-    if not output.exists(RUNS):
-        return None
-    runs = output.table(RUNS)
-    if "image_scores_version" not in runs.columns:  # made by an earlier version of this package
-        return None
-    last = runs.agg(F.max("image_scores_version").alias("version")).first()
-    if last is None or last.version is None or last.version > now:  # later than now: of a table that is gone
-        return None
-    return int(last.version)
-
-
-def _runs_since(output: Output, seen: int | None, now: int) -> list[dict[str, Any]]:
-    """Return what `runs` should say of the runs that added rows after a version; None: of all."""
-    try:
-        return _runs(_changes(output, 0 if seen is None else seen + 1, now))
-    except _UNREADABLE:
-        # The change feed was off, or VACUUM took the files that it names: the table itself has it all.
-        pass
-    no_commit = F.lit(None).cast("long")
-    return _runs(output.table(IMAGE_SCORES).withColumn("_commit_version", no_commit))
-
-
-def _changes(output: Output, first: int, last: int) -> DataFrame:
-    reader = output.spark.read.option("readChangeFeed", "true")
-    changes = reader.option("startingVersion", first).option("endingVersion", last)
-    new = F.col("_change_type").isin("insert", "update_postimage")
-    return changes.table(output.name(IMAGE_SCORES)).filter(new)
-
-
-def _runs(rows: DataFrame) -> list[dict[str, Any]]:
-    """Return for each run_id the values of `schema.RUNS` that its rows tell, and its first commit."""
-    ok = F.count(F.when(F.col("status") == "ok", 1))
-    images = F.count(F.lit(1))
-    counted = (
-        rows.select(*_COLUMNS)
-        .groupBy("run_id")
-        .agg(
-            F.min("_commit_version").alias("_commit_version"),
-            F.min("scored_at").alias("started_at"),
-            images.alias("images"),
-            ok.alias("ok"),
-            (images - ok).alias("quarantined"),
-            F.any_value("model", ignoreNulls=True).alias("model"),
-            F.any_value("model_fingerprint", ignoreNulls=True).alias("model_fingerprint"),
-        )
-    )
-    return [{**row.asDict(), "command": "run", "outcome": "interrupted"} for row in counted.collect()]
-
-
-def _origins(output: Output) -> dict[int, dict[str, str]]:
-    """Return, by version, what commits to image_scores say in their `userMetadata` of the run they are of."""
-    return {commit.version: _origin(commit.userMetadata) for commit in history(output, IMAGE_SCORES)}
-
-
-def _origin(user_metadata: str | None) -> dict[str, str]:
-    try:
-        said = json.loads(user_metadata or "{}")
-    except ValueError:  # somebody else's
-        return {}
-    return {key: str(said[key]) for key in _ORIGIN if key in said} if isinstance(said, dict) else {}
-
-
-def _known(output: Output, run_ids: list[str]) -> set[str]:
-    if not output.exists(RUNS):
-        return set()
-    runs = output.table(RUNS).filter(F.col("run_id").isNull() | F.col("run_id").isin(run_ids))
-    return {row.run_id for row in runs.select("run_id").distinct().collect()}

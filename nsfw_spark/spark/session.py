@@ -1,6 +1,6 @@
-"""The SparkSession: found, or made for a laptop.
+"""The SparkSession: the running one, the one of spark-submit, or a local one for a laptop.
 
-Whatever spark-submit, a cluster or a notebook has set stays as it is; only what nobody set gets a value.
+Settings of spark-submit, a cluster or a notebook stay; only unset ones get a value here.
 """
 
 from __future__ import annotations
@@ -23,27 +23,22 @@ _DELTA: Final = {
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
 _IN_SPARK: Final = (
-    "org.apache.hadoop:hadoop-client-api",
-    "org.apache.hadoop:hadoop-client-runtime",
-    "org.apache.parquet:parquet-hadoop",
-    "org.apache.logging.log4j:log4j-api",
-    "org.apache.logging.log4j:log4j-core",
-    "org.apache.logging.log4j:log4j-slf4j2-impl",
-    "org.slf4j:slf4j-api",
-    "org.roaringbitmap:RoaringBitmap",
-    "com.fasterxml.jackson.core:jackson-databind",
-    "com.fasterxml.jackson.datatype:jackson-datatype-jdk8",
+    *("org.apache.hadoop:hadoop-client-api", "org.apache.hadoop:hadoop-client-runtime"),
+    *("org.apache.logging.log4j:log4j-api", "org.apache.logging.log4j:log4j-core"),
+    *("org.apache.logging.log4j:log4j-slf4j2-impl", "org.slf4j:slf4j-api"),
+    *("org.apache.parquet:parquet-hadoop", "org.roaringbitmap:RoaringBitmap"),
+    *("com.fasterxml.jackson.core:jackson-databind", "com.fasterxml.jackson.datatype:jackson-datatype-jdk8"),
 )
 _MIN_JAVA: Final = 17
-_TASKS_PER_CORE: Final = 3  # in a micro-batch: enough to even out slow images, few enough to start
+_TASKS_PER_CORE: Final = 3  # in a micro-batch: they even out slow images, and start fast
 
 
 def get_session() -> SparkSession:
     """Return the running session; under spark-submit, its session; else a local one with Delta Lake.
 
     Raises:
-        ConfigError: No Java for a local session, no Delta Lake on the cluster, or a limit that no model
-            survives.
+        ConfigError: There is no Java for a local session, no Delta Lake on the cluster, or a memory limit
+            under which no model loads.
     """
     session = SparkSession.getActiveSession()
     if session is None:
@@ -83,7 +78,8 @@ def _local_session() -> SparkSession:
     from delta import configure_spark_with_delta_pip
 
     _check_java()
-    # Spark would run whatever `python3` is first in PATH, not this environment's.
+    sys.stderr.write("nsfw-spark: starting Spark…\n")
+    # Else Spark runs the first `python3` in PATH, not this environment's.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.builder.appName("nsfw-spark")
     for key, value in {**_DELTA, **_local_settings()}.items():
@@ -99,26 +95,26 @@ def _local_settings() -> dict[str, str]:
     cores = os.cpu_count() or 1
     log = resources.files("nsfw_spark.spark") / "log4j2.properties"
     return {
-        # 4: as on a cluster, a failed task is tried again; else one death of a process is the job's.
+        # 4: as on a cluster, Spark retries a failed task; else one dead process ends the job.
         "spark.master": f"local[{cores},4]",
         "spark.driver.memory": "2g",
         "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile=file:{log}",
-        "spark.ui.enabled": "false",  # the progress bar is ours; the pages' data grow with each micro-batch
+        "spark.ui.enabled": "false",  # `progress` shows progress; the pages' data grow with each micro-batch
         "spark.ui.showConsoleProgress": "false",
-        # Delta names these as its needs, and Spark has them: 60 MB less to download.
+        # Delta depends on these, and Spark has them: 60 MB less to download.
         "spark.jars.excludes": ",".join(_IN_SPARK),
-        # Tables of this size need no 50 tasks to read Delta's log, nor 200 to count.
+        # Small tables need no 50 tasks to read Delta's log, nor 200 to count.
         "spark.databricks.delta.snapshotPartitions": "2",
         "spark.sql.shuffle.partitions": str(cores),
-        # A task for each file would list a directory of 2,000 in 8 s.
+        # With a task for each file, listing a directory of 2,000 files takes 8 s.
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": str(cores),
     }
 
 
 def _downloaded_jars() -> list[str]:
-    """Return Delta's jars as Spark's package manager stored them at an earlier start; none if it did not.
+    """Return Delta's jars that Spark's package manager stored at an earlier start, if any.
 
-    Asking it again costs 3 s and 70 lines on the terminal.
+    The package manager takes 3 s and prints 70 lines, even if it has the jars.
     """
     delta = metadata.version("delta-spark")
     spark = ".".join(metadata.version("pyspark").split(".")[:2])
@@ -129,10 +125,10 @@ def _downloaded_jars() -> list[str]:
 
 
 def _tune(session: SparkSession) -> None:
-    """Set what decides this job's speed, where nobody else did."""
+    """Set the unset settings that decide this job's speed."""
     settings = {
-        # Spark counts each file as 4 MB more and would put 32 small images into a task; starting a
-        # Python task costs as much as 100 images.
+        # Spark counts each file as 4 MB more, and so puts 32 small images into a task; starting a Python
+        # task costs as much as 100 images.
         "spark.sql.files.openCostInBytes": "65536",
         "spark.sql.execution.arrow.maxRecordsPerBatch": "128",  # of 10,000: a gigabyte of images
     }
@@ -145,14 +141,14 @@ def _tune(session: SparkSession) -> None:
 
 
 def num_slots(session: SparkSession) -> int | None:
-    """Return how many tasks run at once; None on Spark Connect, which does not tell."""
+    """Return how many tasks run at once; None on Spark Connect, which hides it."""
     if not hasattr(session, "_jsc"):
         return None
     return int(session.sparkContext.defaultParallelism)
 
 
 def executor_cores(session: SparkSession) -> int | None:
-    """Return how many tasks one executor runs at once; None where it is not known."""
+    """Return how many tasks one executor runs at once; None if unknown."""
     if cores := session.conf.get("spark.executor.cores", None):
         return int(cores)
     master = session.conf.get("spark.master", None) or ""
@@ -160,7 +156,7 @@ def executor_cores(session: SparkSession) -> int | None:
 
 
 def tries_once(session: SparkSession) -> bool:
-    """Whether the first failure of a task is the end of its job; False where it is not known."""
+    """Whether the first failure of a task ends its job; False if unknown."""
     master = session.conf.get("spark.master", None) or ""
     if master == "local" or master.startswith("local["):
         _, _, max_failures = master.removeprefix("local[").removesuffix("]").partition(",")
@@ -169,16 +165,12 @@ def tries_once(session: SparkSession) -> bool:
 
 
 def check_memory(session: SparkSession) -> None:
-    """Refuse a limit under which no model can be loaded.
-
-    Raises:
-        ConfigError: `spark.executor.pyspark.memory` is set.
-    """
+    """Raise ConfigError for a limit under which no model can be loaded."""
     if limit := session.conf.get("spark.executor.pyspark.memory", None):
         raise ConfigError(
-            f"spark.executor.pyspark.memory is {limit}; expected it unset. It limits the address space "
-            "of Python processes, of which CUDA reserves far more than it uses, so that no model loads. Make "
-            "room in spark.executor.memoryOverhead instead"
+            f"spark.executor.pyspark.memory is {limit}; expected it unset. It limits the address space of "
+            "Python processes; CUDA reserves far more of it than it uses, so no model loads. Make room in "
+            "spark.executor.memoryOverhead instead"
         )
 
 
@@ -189,7 +181,7 @@ def _set_by_others(session: SparkSession) -> set[str]:
 
 
 def _check_java() -> None:
-    """Fail with a sentence where Spark would fail with a stack trace."""
+    """Fail with a sentence before Spark fails with a stack trace."""
     home = os.environ.get("JAVA_HOME")
     java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
     advice = (
@@ -198,8 +190,8 @@ def _check_java() -> None:
     )
     if java is None or not Path(java).exists():
         raise ConfigError(f"no Java found{f' at JAVA_HOME={home}' if home else ' in PATH'}. {advice}")
-    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr  # noqa: S603
-    version = re.search(r'version "(?:1\.)?(\d+)', said)
+    text = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr  # noqa: S603
+    version = re.search(r'version "(?:1\.)?(\d+)', text)
     if version is None or int(version[1]) < _MIN_JAVA:
         raise ConfigError(f"{java} is Java {version[1] if version else 'of unknown version'}. {advice}")
 

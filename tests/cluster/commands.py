@@ -200,14 +200,14 @@ def stage(output: Path, before: Trace) -> str:
     after = trace(output)
     new = Trace(*(now - then for then, now in zip(before, after, strict=True)))
     if new.filtered:
-        return "filtering" if after.runs == before.runs else "filtering, or after its row in runs"
+        return "filtering, or after its row in runs"
     if new.begun or new.ended:
         if after.begun == after.ended:
             return f"after {new.ended} micro-batches"
         is_written = num_written(output) > after.ended
         return f"in micro-batch {new.begun}, {'written and not noted' if is_written else 'not written'}"
     if new.runs:
-        return "after a row in runs, before a micro-batch"
+        return "after a commit to runs, before a micro-batch"
     return (
         "after a commit to image_scores, without a micro-batch" if new.commits else "before it wrote a table"
     )

@@ -103,8 +103,8 @@ def test_a_forbidden_directory_ends_the_run_and_a_forbidden_file_is_a_row(
         under=without_privileges,
     )
     closed, forbidden, without_a, with_a = found
-    for step, path in ((closed, images / "closed"), (forbidden, refused / "out")):
-        assert step.status == 1, step.told
+    for step, path, status in ((closed, images / "closed", 1), (forbidden, refused / "out", 2)):
+        assert step.status == status, step.told
         assert str(path) in step.told.strip().splitlines()[-1]
     assert (without_a.status, with_a.status) == (0, 0), without_a.told + with_a.told
     ids = {f"file:{images}/{name}" for name in names}

@@ -122,7 +122,9 @@ def test_commits_that_a_disk_lost_are_noticed_and_their_images_scored_again(
     if (num_lost, how) != (1, Path.unlink):
         said = refusal(run, images, output)
         assert "--rescore all" in said
-        assert ("ends with micro-batch -1" if how is Path.unlink else "is empty: what version") in said
+        assert (
+            "ends with micro-batch -1" if how is Path.unlink else "is empty: the rows that version"
+        ) in said
         options = {"rescore": "all"}
     shutil.copy(images / "plain.png", images / "arrives.png")
     try:
@@ -167,6 +169,9 @@ def test_a_checkpoint_that_is_deleted_during_a_run_stops_it_and_scoring_all_agai
 
     with meanwhile(delete), pytest.raises(StorageError, match=r"somebody deleted it while.*--rescore all"):
         run(images, output, files_per_batch=3)
+    (failed,) = Tables(spark, output).frame("runs").collect()
+    assert failed.outcome == "interrupted"
+    assert failed.images == Tables(spark, output).frame("image_scores").count()
     with pytest.raises(TableError, match="all would be scored twice"):
         run(images, output)
     run(images, output, rescore="all")

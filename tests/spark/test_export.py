@@ -172,7 +172,7 @@ def test_an_image_that_is_gone_is_left_out_and_named(
     assert (exported.missing, exported.missing_rate) == (1, pytest.approx(1 / 3))
     assert manifest(tmp_path / "export")["first_missing"] == [gone]
     assert (
-        f"1 images are left out, whose bytes were not found as they were scored: {gone}"
+        f"1 images are left out, because their bytes were not found as they were scored: {gone}"
         in capfd.readouterr().err
     )
     back = read_images(spark, str(tmp_path / "export"))

@@ -312,12 +312,6 @@ def functions(spark: SparkSession) -> Iterator[None]:
         ("nsfw_score < avg(nsfw_score)", r"avg\(nsfw_score\)"),
         ("rank() OVER (ORDER BY nsfw_score) < 9", "window functions"),
         ("explode(embedding) < 0.3", "generator is not supported"),
-        ("true", "it lets images pass that have no score .*: missing; unsupported; undecodable"),
-        ("nsfw_score IS NULL OR nsfw_score < 0.3", "it lets images pass that have no score"),
-        ("coalesce(nsfw_score, 0) < 0.3", "it lets images pass that have no score"),
-        ("NOT coalesce(class_scores['high'] > 0.1, false)", "it lets images pass that have no score"),
-        ("width > 100", "it lets images pass that have no score"),
-        ("least(nsfw_score, 1) < 2", "it lets images pass that have no score"),
     ],
 )
 @pytest.mark.usefixtures("functions")
@@ -338,21 +332,31 @@ def test_what_is_no_policy_is_refused(spark: SparkSession, scored: Path, sql: st
         "status = 'ok' AND error IS NULL",
         "nsfw_score < 0.3 AND regexp_like(image_id, 'a.*b') AND NOT exists(embedding, x -> x > 0.9)",
         "nsfw_score BETWEEN 0 AND 0.3 AND try_divide(length, width) < 100 AND nvl(error, '') = ''",
+        "true",
+        "nsfw_score IS NULL OR nsfw_score < 0.3",
+        "coalesce(nsfw_score, 0) < 0.3",
+        "NOT coalesce(class_scores['high'] > 0.1, false)",
+        "least(nsfw_score, 1) < 2",
     ],
 )
-def test_a_policy_that_needs_a_score_is_taken(spark: SparkSession, scored: Path, sql: str) -> None:
+def test_no_image_without_a_score_is_safe_whatever_the_policy_says(
+    spark: SparkSession, scored: Path, sql: str
+) -> None:
     scores = spark.read.format("delta").load(f"{scored}/image_scores")
     expected = scores.filter(sql).filter("status = 'ok'").count()
     assert keep_safe(scores, policy=sql).count() == expected
 
 
-def test_a_row_that_passes_without_a_score_is_shown(output: Path, tables: Tables, tmp_path: Path) -> None:
-    """No made-up row has this error; the table does."""
+def test_a_class_that_the_model_lacks_is_refused(
+    run: Run, images: Path, output: Path, tables: Tables, tmp_path: Path
+) -> None:
+    """Its score would be null for every image, and every image flagged."""
     before = tables.operations("safe_images")
-    with pytest.raises(
-        ConfigError, match=r"pass that have no score .*: file:.*/document\.pdf unsupported; exp"
-    ):
-        filter_by(output, write_policy(tmp_path, "nsfw_score < 0.3 OR error LIKE '%PDF%'"))
+    policy = write_policy(tmp_path, "class_scores['hgih'] < 0.3")
+    with pytest.raises(ConfigError, match=r"the model has no class hgih: it has none"):
+        filter_by(output, policy)
+    with pytest.raises(ConfigError, match=r"the model has no class hgih: it has none"):
+        run(images, output, policy=str(policy), threshold=None)
     assert tables.operations("safe_images") == before
 
 

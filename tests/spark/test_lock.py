@@ -203,3 +203,19 @@ def test_a_schema_is_held_where_its_checkpoints_are(spark: SparkSession, tmp_pat
         assert (tmp_path / "run.lock").exists()
     with one_run_at_a_time(Output(spark, "main.safety", None)) as is_held:
         assert not is_held
+
+
+@pytest.mark.parametrize("where", ["a file", "below a file", "a read-only file system"])
+def test_an_output_that_cannot_be_written_is_refused_in_words(
+    spark: SparkSession, tmp_path: Path, where: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"mine")
+    path = {"a file": file, "below a file": file / "out", "a read-only file system": Path("/proc/out")}[where]
+    with (
+        pytest.raises(
+            TableError, match=rf"cannot write {path}/_checkpoints/run.lock .*Choose another --output"
+        ),
+        one_run_at_a_time(Output(spark, str(path), None)),
+    ):
+        pass

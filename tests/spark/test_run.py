@@ -115,6 +115,17 @@ def test_the_summary_and_the_row_of_runs_say_the_same(story: Story) -> None:
     assert row.versions["nsfw-spark"]
 
 
+def test_score_has_no_policy_and_so_neither_safe_nor_flagged_images(
+    spark: SparkSession, score: Run, images: Path, tmp_path: Path
+) -> None:
+    summary = score(images, tmp_path / "out").as_dict()
+    (row,) = Tables(spark, tmp_path / "out").frame("runs").collect()
+    for counts in (summary, row.asDict()):
+        assert (counts["ok"], counts["quarantined"]) == (len(GOOD), len(BAD))
+        assert (counts["safe"], counts["flagged"]) == (None, None)
+    assert (row.command, row.outcome, row.threshold, row.policy) == ("score", "done", None, None)
+
+
 def test_a_run_with_nothing_new_adds_nothing(story: Story) -> None:
     first, second = story.chapters[:2]
     assert second.summary.counts.images == 0

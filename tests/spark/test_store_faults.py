@@ -54,7 +54,7 @@ def test_each_file_of_a_failing_store_is_one_row(
         assert set(rows) == set(FILES)
         assert summary.counts.images == len(FILES)
         said = capsys.readouterr().err
-        assert "going on without what cannot be read" in said
+        assert "going on without the files that cannot be read" in said
         # The store recovers: what could not be read is tried again when that is asked for, and no more.
         store.faults = {}
         assert score(store.uri, output, rescore="changed").counts.images == 3

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,12 @@ from pyspark.sql.types import IntegerType, LongType, StringType, StructField, St
 
 from nsfw_spark.errors import TableError
 from nsfw_spark.spark import schema
-from nsfw_spark.spark.runs import account_for_interrupted
+from nsfw_spark.spark.progress import Counts
+from nsfw_spark.spark.runs import RunRecord, record_interrupted
 from nsfw_spark.spark.tables import (
     IMAGE_SCORES,
     RUNS,
     Output,
-    append_run,
     check_output,
     ensure_image_scores,
     last_version,
@@ -191,7 +193,7 @@ def test_columns_that_an_earlier_table_lacks_are_added(
     ]
     start(out, StructType([*COLUMNS, *new]))
     assert (
-        "new columns, null in the rows that were there: class_scores, embedding, info\n"
+        "image_scores gets new columns, null in its old rows: class_scores, embedding, info\n"
         in capfd.readouterr().err
     )
     table = out.table(IMAGE_SCORES)
@@ -238,67 +240,118 @@ def assert_adds_up(out: Output) -> None:
     assert sum(row.images for row in scoring) == out.table(IMAGE_SCORES).count()
 
 
-def finish(out: Output, run_id: str, images: int, command: str = "run") -> None:
-    """Do what a run does last."""
-    append_run(out, {"run_id": run_id, "command": command, "images": images})
+def begin(out: Output, run_id: str, command: str = "run") -> RunRecord:
+    """Do what a run does before it writes."""
+    record = RunRecord(out, run_id, command)
+    record.start(input="file:/images", model="sampled", model_fingerprint="0123456789abcdef")
+    return record
 
 
-def test_a_run_that_was_killed_gets_its_row_from_the_next(out: Output) -> None:
+def one_run(out: Output) -> None:
+    """Make the tables, and let one run end."""
     start(out)
+    record = begin(out, "first")
     add(out, 0.1, run_id="first")
-    finish(out, "first", 1)
-    add(out, 0.1, None, run_id="killed", userMetadata='{"command": "score", "input": "file:/images"}')
+    record.finish(Counts(1, 1), 0.5)
+
+
+def test_a_run_has_its_row_from_its_start(out: Output) -> None:
+    start(out)
+    record = begin(out, "first", "score")
+    row = runs(out)["first"]
+    assert (row.outcome, row.command, row.input, row.images) == ("running", "score", "file:/images", None)
+    assert {"nsfw-spark", "pyspark", "numpy", "safetensors"} <= row.versions.keys()
+    add(out, 0.1, None, run_id="first")
+    summary = record.finish(Counts(2, 1), 0.5, checkpoint="name id")
+    (row,) = runs(out).values()
+    assert (row.outcome, row.images, row.quarantined, row.checkpoint) == ("done", 2, 1, "name id")
+    assert (row.safe, row.flagged) == (None, None)
+    assert row.seconds >= row.filter_seconds + 0.5 - 0.001
+    assert summary.as_dict()["images"] == 2
+    assert operations(out, RUNS)[1:] == ["MERGE"]
+    assert record_interrupted(out) == 0
+
+
+def test_a_run_that_was_killed_is_interrupted_for_the_next(out: Output) -> None:
+    one_run(out)
+    begin(out, "killed", "score")
+    add(out, 0.1, None, run_id="killed")
     add(out, 0.2, None, None, run_id="killed")
-    add(out, 0.3, run_id="killed too", userMetadata="somebody's words")
-    assert account_for_interrupted(out) == 2
+    begin(out, "killed before it scored")
+    assert record_interrupted(out) == 2
     found = runs(out)
     assert found["first"].outcome == "done"
     killed = found["killed"]
-    assert (killed.images, killed.ok, killed.quarantined, killed.safe, killed.flagged) == (
-        5,
-        2,
-        3,
-        None,
-        None,
-    )
+    assert (killed.images, killed.ok, killed.quarantined) == (5, 2, 3)
+    assert (killed.safe, killed.flagged, killed.seconds, killed.last_batch) == (None, None, None, None)
     assert (killed.outcome, killed.command, killed.input) == ("interrupted", "score", "file:/images")
     assert (killed.model, killed.model_fingerprint) == ("sampled", "0123456789abcdef")
-    assert killed.started_at is not None
+    assert killed.started_at > found["first"].started_at
     assert killed.image_scores_version == last_version(out, IMAGE_SCORES)
-    assert (found["killed too"].images, found["killed too"].command) == (1, "run")
+    assert (found["killed before it scored"].outcome, found["killed before it scored"].images) == (
+        "interrupted",
+        0,
+    )
     assert_adds_up(out)
-    assert account_for_interrupted(out) == 0
+    assert record_interrupted(out) == 0
 
 
 def test_the_first_run_of_all_may_be_killed(out: Output) -> None:
-    assert account_for_interrupted(out) == 0
+    assert record_interrupted(out) == 0
+    begin(out, "killed before it made a table")
+    assert record_interrupted(out) == 1
     start(out)
-    assert account_for_interrupted(out) == 0
+    assert record_interrupted(out) == 0
+    begin(out, "killed")
     add(out, 0.1, 0.2, run_id="killed")
-    assert account_for_interrupted(out) == 1
+    assert record_interrupted(out) == 1
     assert_adds_up(out)
 
 
-def test_where_nothing_was_added_no_data_are_read(out: Output) -> None:
-    start(out)
-    add(out, 0.1, run_id="first")
-    finish(out, "first", 1)
+def test_a_table_runs_that_was_deleted_is_made_again(out: Output) -> None:
+    one_run(out)
+    begin(out, "killed")
+    add(out, 0.1, None, run_id="killed")
+    shutil.rmtree(Path(out.path(RUNS)))
+    assert record_interrupted(out) == 2
+    found = runs(out)
+    assert {row.outcome for row in found.values()} == {"interrupted"}
+    assert found["killed"].started_at == datetime(2026, 11, 21, tzinfo=UTC).astimezone().replace(tzinfo=None)
+    assert (found["killed"].model, found["killed"].command) == ("sampled", "run")
+    assert_adds_up(out)
+    assert record_interrupted(out) == 0
+
+
+def test_if_no_run_died_no_data_are_read(out: Output) -> None:
+    one_run(out)
     for file in Path(out.path(IMAGE_SCORES)).glob("*.parquet"):
         file.unlink()
     before = operations(out, RUNS)
-    assert account_for_interrupted(out) == 0
+    assert record_interrupted(out) == 0
     assert operations(out, RUNS) == before
 
 
-def test_runs_of_an_earlier_version_are_known(out: Output) -> None:
+def test_a_table_runs_of_an_earlier_version_gets_its_columns_and_rows(out: Output) -> None:
     start(out)
     add(out, 0.1, run_id="first")
     add(out, 0.1, 0.2, run_id="killed")
     earlier = out.spark.createDataFrame([["first", "run", 1]], "run_id string, command string, images long")
     earlier.writeTo(out.name(RUNS)).using("delta").create()
-    assert account_for_interrupted(out) == 1
+    assert record_interrupted(out) == 1
     assert runs(out)["killed"].images == 2
     assert_adds_up(out)
+    begin(out, "new").finish(Counts(), 0.0)
+    assert record_interrupted(out) == 0
+
+
+def test_two_runs_can_write_their_rows_at_once(out: Output) -> None:
+    """As `filter` of a catalog schema may, which has no place for a lock."""
+    start(out)
+    records = [begin(out, f"{i}", "filter") for i in range(3)]
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(lambda record: record.finish(Counts(), 0.0), records))
+    assert {row.outcome for row in runs(out).values()} == {"done"}
+    assert len(runs(out)) == 3
 
 
 @pytest.fixture
@@ -311,15 +364,14 @@ def hasty(spark: SparkSession) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a_killed_run_is_found_though_its_files_are_gone(out: Output) -> None:
-    start(out)
-    add(out, 0.1, run_id="first")
-    finish(out, "first", 1)
+def test_a_killed_run_is_counted_though_its_files_were_compacted(out: Output) -> None:
+    one_run(out)
+    begin(out, "killed")
     add(out, 0.1, 0.2, run_id="killed")
     out.spark.sql(f"OPTIMIZE {out.name(IMAGE_SCORES)}")
     out.spark.sql(f"VACUUM {out.name(IMAGE_SCORES)} RETAIN 0 HOURS")
     assert len(list(Path(out.path(IMAGE_SCORES)).glob("*.parquet"))) == 1
-    assert account_for_interrupted(out) == 1
+    assert record_interrupted(out) == 1
     assert_adds_up(out)
 
 

@@ -105,17 +105,16 @@ def test_there_is_a_job_for_each_command() -> None:
 
 
 def test_each_fault_of_the_reliability_page_names_tests_that_there_are() -> None:
-    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-    rows = [line for line in page.splitlines() if line.startswith("| ")][2:]
-    assert rows
+    faults, causes = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").split("## How each fault")
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
     there = set(re.findall(r"^def (test_\w+)\(", "\n".join(sources), re.MULTILINE))
-    named = [re.findall(r"`(test_\w+)`", row) for row in rows]
-    assert set().union(*named) <= there
-    before: list[str] = []
-    for row, names in zip(rows, named, strict=True):
-        before = names or before if "the same" in row.split("|")[2] else names
-        assert before, row
+    named = {
+        number: set(re.findall(r"`(test_\w+)`", row))
+        for number, row in re.findall(r"^\| (\d+) \|(.*)", causes, re.MULTILINE)
+    }
+    assert list(named) == re.findall(r"^\| (\d+) \|", faults, re.MULTILINE) != []
+    assert all(named.values())
+    assert set().union(*named.values()) <= there
 
 
 FOLDERS = "nsfw_spark|tests|docs|bench|conf|jobs|notebooks|examples|LICENSES"

@@ -1,4 +1,4 @@
-"""Files that vanish or change after Spark has listed them: one row each, which says what was read."""
+"""Files that vanish or change after Spark has listed them: one row each, true to the bytes that were read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The images are joined back in: each to its own row, and to no row that is another's."""
+"""Images are joined to their own rows, and to no others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def join(output: Path, content_from: Path | str, threshold: float = THRESHOLD, *
 
 
 def contents(tables: Tables) -> dict[str, bytes | None]:
-    """Return what is in the three tables together, in each of which no image is twice."""
+    """Return the rows of the three tables; no table has an image twice."""
     return {
         key: None if row.content is None else bytes(row.content)
         for name in FILTERED
@@ -59,7 +59,7 @@ def test_files_are_read_by_their_names(images: Path, output: Path, tables: Table
     expected = {image_id(images / name): content for name, content in {**GOOD, **bad}.items()}
     found = contents(tables)
     assert set(found) == set(expected)
-    # An empty file is no image: whether its row holds zero bytes or none is the same.
+    # An empty file is not an image: zero bytes and null are both right.
     assert {key: content or None for key, content in found.items()} == expected
     assert set(tables.rows("safe_images")) != set()
     assert "content" not in tables.frame("image_scores").columns
@@ -125,7 +125,7 @@ def test_a_source_that_has_an_image_twice_adds_no_row(spark: SparkSession, run: 
     images = write_files(tmp_path / "in", FEW)
     run(images, tmp_path / "out")
     ids = [image_id(images / name) for name in FEW]
-    # The first of each id is not what was scored, or nothing: the right one is found all the same.
+    # The first row of each id has other bytes, or none: the right one is found.
     rows = {"image_id": [*ids, *ids, *ids], "image": [None] * 3 + [b"other"] * 3 + [*FEW.values()]}
     table = tmp_path / "copy.parquet"
     pq.write_table(pa.table(rows), table)

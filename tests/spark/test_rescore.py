@@ -1,4 +1,4 @@
-"""What changed and what went: nothing is scored again, and no row goes, unless it is asked for."""
+"""Changed and deleted files: only the options score them again, or delete their rows."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_changed_file_keeps_its_score_until_it_is_asked_for(
 def test_a_driver_that_lives_for_many_runs_keeps_nothing_of_one(
     spark: SparkSession, score: Run, folder: Path, tmp_path: Path
 ) -> None:
-    """What Spark's scheduler does not forget keeps whole tables in the driver's memory."""
+    """A job that Spark's scheduler keeps holds whole tables in the driver's memory."""
     kept = spark._jsc.sc().dagScheduler().activeQueryToJobs()
     before = kept.size()
     score(folder, tmp_path / "out")  # of which empty.png is passed over

@@ -1,4 +1,4 @@
-"""A run: every file ends as one row, nothing is scored twice, and what does not fit is refused."""
+"""A run: each file becomes one row, nothing is scored twice, and a wrong output is refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OTHER_INPUT = {"plain.png": png(seed=21), "deep/photo.png": png(seed=22)}
 
 @dataclass
 class Chapter:
-    """What there was after one run of several into one output."""
+    """The tables after one of several runs into one output."""
 
     summary: RunSummary
     rows: dict[str, dict[str, Row]]
@@ -85,7 +85,7 @@ def test_the_scores_are_those_of_the_scorer_without_spark(story: Story, card_fil
     expected = nsfw_spark.load_scorer(card_file).score(list(GOOD.values()))
     for name, score in zip(GOOD, expected, strict=True):
         row = story.chapters[0].rows["image_scores"][image_id(story.folder / name)]
-        # Sums come out differently in the last bits where a batch has another size.
+        # In batches of another size, sums differ in their last bits.
         assert row.nsfw_score == pytest.approx(score.nsfw_score, rel=1e-4)
         assert (row.content_sha256, row.width, row.height) == (score.content_sha256, 60, 40)
 
@@ -160,7 +160,7 @@ def test_an_output_can_have_several_inputs(story: Story) -> None:
 
 
 def test_a_file_that_is_gone_when_it_is_to_be_read_is_missing(run: Run, tables: Tables, output: Path) -> None:
-    """As after a run that was killed before it accounted for a file that vanished after it was listed."""
+    """The state is that of a run killed before it gave the vanished file its row."""
     images = Path(tables.frame("runs").first().input.removeprefix("file:"))
     gone = image_id(images / "plain.png")
     copy = shutil.copytree(images, output.with_name("kept"))

@@ -1,4 +1,4 @@
-"""A store that fails: what it gives out in the end is scored, what it never does is a row or a sentence."""
+"""A store that fails: files that it returns in the end are scored, others become a row or an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.webhdfs import Fault, FaultyStore
 
 FILES: Final = {f"{i:02}.png": png(seed=i) for i in range(8)} | {"deep/er.png": png(seed=8), "empty.png": b""}
 HUGE: Final = 3 << 30
-"""Bytes: more than Spark reads as one."""
+"""Bytes, more than Spark reads as one file."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_each_file_of_a_failing_store_is_one_row(
         assert summary.counts.images == len(FILES)
         said = capsys.readouterr().err
         assert "going on without the files that cannot be read" in said
-        # The store recovers: what could not be read is tried again when that is asked for, and no more.
+        # The store recovers: only `--rescore changed` retries the unread files.
         store.faults = {}
         assert score(store.uri, output, rescore="changed").counts.images == 3
         again = by_name(store, Tables(spark, output).rows("image_scores"))
@@ -70,7 +70,7 @@ def test_each_file_of_a_failing_store_is_one_row(
 def test_what_cannot_be_listed_or_is_forbidden_ends_the_run_and_the_next_is_complete(
     spark: SparkSession, score: Run, folder: Path, tmp_path: Path
 ) -> None:
-    """Spark passes over no file that Hadoop's client calls forbidden."""
+    """Spark skips no file that Hadoop's client calls forbidden."""
     output = tmp_path / "out"
     faults = {
         "": Fault(500, operation="LISTSTATUS"),

@@ -1,4 +1,4 @@
-"""The tables keep in shape: constraints, files, new columns, and the runs that were interrupted."""
+"""The tables stay in order: constraints, files, new columns, and a row of `runs` for each run."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def out(spark: SparkSession, tmp_path: Path) -> Output:
 
 
 def start(out: Output, columns: StructType = COLUMNS) -> None:
-    """Do what a run does before it writes."""
+    """Check and make image_scores, as a run does before it writes."""
     check_output(out, columns, "sampled", "0123456789abcdef")
     ensure_image_scores(out, columns, "sampled", "0123456789abcdef")
 
 
 def rows(out: Output, *scores: float | None, run_id: str = "a") -> DataFrame:
-    """Return rows of image_scores with these scores; None: quarantined."""
+    """Return rows of image_scores with these scores; None means quarantined."""
     values = [
         {
             "image_id": f"{run_id}{i}",
@@ -77,7 +77,7 @@ def settings(out: Output, table: str = IMAGE_SCORES) -> dict[str, str]:
 
 
 def operations(out: Output, table: str = IMAGE_SCORES) -> list[str]:
-    """Return what the table's commits were, oldest first."""
+    """Return the operations of the table's commits, oldest first."""
     found = out.spark.sql(f"DESCRIBE HISTORY {out.name(table)}").orderBy("version").collect()
     return [row.operation for row in found]
 
@@ -152,7 +152,7 @@ def test_a_property_that_somebody_chose_stays(out: Output) -> None:
 
 
 def test_many_small_additions_do_not_leave_many_files(out: Output) -> None:
-    """With 4 files for the 50 that Delta otherwise waits for."""
+    """Delta compacts after 4 files here, by default after 50."""
     start(out)
     nights = [f"night {i}" for i in range(6)]
     out.spark.conf.set("spark.databricks.delta.autoCompact.minNumFiles", "4")
@@ -241,7 +241,7 @@ def assert_adds_up(out: Output) -> None:
 
 
 def begin(out: Output, run_id: str, command: str = "run") -> RunRecord:
-    """Do what a run does before it writes."""
+    """Write the row of a run that starts."""
     record = RunRecord(out, run_id, command)
     record.start(input="file:/images", model="sampled", model_fingerprint="0123456789abcdef")
     return record
@@ -345,7 +345,7 @@ def test_a_table_runs_of_an_earlier_version_gets_its_columns_and_rows(out: Outpu
 
 
 def test_two_runs_can_write_their_rows_at_once(out: Output) -> None:
-    """As `filter` of a catalog schema may, which has no place for a lock."""
+    """`filter` of a catalog schema may have no lock."""
     start(out)
     records = [begin(out, f"{i}", "filter") for i in range(3)]
     with ThreadPoolExecutor(3) as threads:

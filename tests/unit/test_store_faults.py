@@ -1,4 +1,4 @@
-"""A tar in a bucket whose server fails, for a while or for good: read to its end, or a row says why not."""
+"""A tar in a bucket of a failing server: it is read to its end, or a row has the reason."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tests.unit.test_webdataset import Row, listed, photos, rows_of, tar_of
 
 NUM_IMAGES: Final = 40
 TAR: Final = tar_of(*photos(NUM_IMAGES, size=300_000))
-"""Longer than what is asked for at once."""
+"""Longer than one request."""
 ERROR: Final = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>not now</Message></Error>"
 
 
 @dataclass
 class FailingServer:
-    """moto's server of S3, before which some requests for content fail."""
+    """moto's S3 server behind a proxy that fails some requests for content."""
 
     app: Callable[..., Iterable[bytes]]
     after: int = 0
-    """So many are answered as they should be first."""
+    """Requests answered correctly before the first failure."""
     times: float = 0
     status: str = "503 SlowDown"
-    """As S3 says it."""
+    """HTTP status and S3's error code."""
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] == "GET" and environ["PATH_INFO"].endswith(".tar"):

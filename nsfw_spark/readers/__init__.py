@@ -1,8 +1,8 @@
-"""Readers: what Spark lists → images or embeddings, in the Python worker.
+"""Readers: files or rows that Spark lists → images or embeddings, in the Python workers.
 
-Spark lists files and deals them out to tasks; the bytes it does not touch. A reader opens each file of its
-task as a stream, in memory that does not grow with the file, and yields chunks for the scorer. A file that is
-damaged costs its own rows, never the task. Knows pyarrow, not Spark.
+Spark lists files and deals them out to tasks; it does not read their bytes. A reader opens each file as a
+stream, in constant memory, and yields chunks for the scorer. A damaged file costs its own rows, never the
+task. Readers know pyarrow, not Spark; `nsfw_spark.spark.sources` is the driver's side.
 """
 
 from __future__ import annotations

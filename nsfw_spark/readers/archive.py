@@ -1,9 +1,8 @@
-"""An archive: the entries of a tar, read as a stream; nothing that is wrong with it passes in silence.
+"""Archives: the entries of a tar, read as a stream; any damage is an error that names the byte.
 
-In: an open tar, plain or compressed with gzip, bzip2 or xz. Out: its entries, one after the other, each read
-or skipped before the next. On top of the standard library's tarfile *because* that takes the end of a file,
-and a header that is none, for the end of the archive, keeps all headers, and does not look at gzip's checksum
-where it streams. Knows neither images nor samples.
+In: an open tar, plain or compressed with gzip, bzip2 or xz. Out: its entries in order, each read or skipped
+before the next. The standard library's tarfile alone takes a truncated file or an invalid header for the end
+of the archive, keeps all headers in memory, and ignores gzip's checksum. Knows neither images nor samples.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ import pyarrow as pa
 
 from nsfw_spark.errors import ImageError
 
-if TYPE_CHECKING:  # only type checkers have it
+if TYPE_CHECKING:  # only type checkers have this module
     from _typeshed import WriteableBuffer
 
 _BUFFER: Final = 1 << 20  # bytes
-_MAX_HEADER: Final = 1 << 20  # bytes; a damaged header can ask for any number of them
+_MAX_HEADER: Final = 1 << 20  # bytes; a damaged header can claim any length
 _BLOCK: Final = tarfile.BLOCKSIZE
 
 _COMPRESSED: Final[dict[bytes, Callable[[IO[bytes]], IO[bytes]]]] = {
@@ -33,11 +32,11 @@ _COMPRESSED: Final[dict[bytes, Callable[[IO[bytes]], IO[bytes]]]] = {
     b"BZh": lambda file: cast("IO[bytes]", bz2.BZ2File(file)),
     b"\xfd7zXZ\x00": lambda file: cast("IO[bytes]", lzma.LZMAFile(file)),  # noqa: SIM115 - closed with `file`
 }
-"""First bytes → what decompresses the rest, checks it, and reads on where another such stream follows."""
+"""First bytes → decompressor, which verifies checksums and reads concatenated streams."""
 
 
 def unreadable(error: OSError) -> ImageError:
-    """Return what a tar's row says when the tar cannot be opened, or not be read to its end."""
+    """Return the error of a tar that storage cannot open, or cannot read to its end."""
     reason = " ".join(str(error.strerror or error).split())[:200]
     return ImageError("missing", f"the tar was listed and could not be read ({reason})")
 
@@ -45,8 +44,8 @@ def unreadable(error: OSError) -> ImageError:
 class Archive:
     """The entries of a tar; a context manager that closes it.
 
-    Iterating and reading raise an `ImageError` that says up to which byte the tar was readable, before it was
-    compressed: `undecodable` where it is damaged, `missing` where the storage fails.
+    Iterating and reading raise an `ImageError` with the last readable byte of the uncompressed tar. Its
+    status is `undecodable` for a damaged tar, and `missing` if storage fails.
     """
 
     def __init__(self, file: pa.NativeFile) -> None:
@@ -62,17 +61,17 @@ class Archive:
         self._file.close()
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        source = cast("IO[bytes]", self._source)  # all of it that tarfile needs
-        # A name that is not UTF-8 stays apart from others, and becomes something that can be printed.
+        source = cast("IO[bytes]", self._source)  # it has all methods that tarfile calls
+        # backslashreplace keeps names that are not UTF-8 distinct and printable.
         errors = "backslashreplace"
         tar = tarfile.TarFile(fileobj=source, tarinfo=_Header, encoding="utf-8", errors=errors)
         while (entry := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
+            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all headers
             yield entry
         self._source.check_end()
 
     def read(self, size: int) -> bytes:
-        """Read the next bytes of the entry: exactly so many."""
+        """Read exactly `size` more bytes of the entry."""
         return self._source.take(size)
 
     def skip(self, entry: tarfile.TarInfo) -> None:
@@ -81,7 +80,7 @@ class Archive:
 
 
 class _StoredFile(io.RawIOBase):
-    """Tells the storage's errors from those of what decompresses, which are OSErrors too."""
+    """Turns errors of the storage into `ImageError`: a decompressor's errors are OSErrors too."""
 
     def __init__(self, file: pa.NativeFile) -> None:
         self._native = file
@@ -101,17 +100,17 @@ class _StoredFile(io.RawIOBase):
 
 
 class _Source:
-    """What tarfile reads from: forward only, and all the bytes that it asks for or an ImageError."""
+    """The file that tarfile reads: it moves forward only, and raises an ImageError for missing bytes."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
-        self._position = 0  # bytes, as they were before they were compressed
+        self._position = 0  # bytes of the uncompressed tar
 
     def tell(self) -> int:
         return self._position
 
     def read(self, size: int) -> bytes:
-        """Read what tarfile takes for a header, or for the rest of one."""
+        """Read a header, or the rest of one, for tarfile."""
         if not 0 <= size <= _MAX_HEADER:
             raise self.damage(f"a header there asks for {size} bytes")
         return self.take(size)
@@ -119,22 +118,19 @@ class _Source:
     def take(self, size: int) -> bytes:
         content = self._read(size)
         if len(content) < size:
-            raise self.damage(
-                "it ends there, without an end-of-archive marker"
-                if self._position
-                else "it is empty (0 bytes)"
-            )
+            ends = "it ends there, without an end-of-archive marker"
+            raise self.damage(ends if self._position else "it is empty (0 bytes)")
         return content
 
     def seek(self, position: int) -> None:
-        """Read on to a position, and forget what is before it."""
+        """Read on to a position without keeping the bytes."""
         if position < self._position:
             raise self.damage("its next entry begins before that")
         while self._position < position:
             self.take(min(position - self._position, _BUFFER))
 
     def check_end(self) -> None:
-        """Read what follows the end-of-archive marker: compressed, a checksum; and what was appended."""
+        """Read past the end-of-archive marker: to a compressor's checksum, and to any appended archive."""
         while block := self._read(_BLOCK):
             if _is_header(block):
                 self._position -= _BLOCK
@@ -154,7 +150,7 @@ class _Source:
 
 
 class _Header(tarfile.TarInfo):
-    """An entry's header; what is none is an ImageError, and not the end of the archive."""
+    """A TarInfo that raises ImageError on an invalid header, where tarfile would report the end."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
@@ -163,17 +159,15 @@ class _Header(tarfile.TarInfo):
             header = super().fromtarfile(tar)
         except (ImageError, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
             raise
-        except Exception as error:  # noqa: BLE001 - tarfile's parsers raise anything on damaged headers
-            reason = (
-                f"no entry begins there ({error})" if tar.offset else f"it is no tar ({error}){_EXPECTED}"
-            )
-            raise source.damage(reason, tar.offset) from None
+        except Exception as error:  # noqa: BLE001 - tarfile raises any exception on damaged headers
+            expected = "expected one, plain or compressed with gzip, bzip2 or xz"
+            no_tar = f"it is no tar ({error}); {expected}"
+            raise source.damage(
+                f"no entry begins there ({error})" if tar.offset else no_tar, tar.offset
+            ) from None
         if header.size < 0:
             raise source.damage("its next entry has a negative size")
         return header
-
-
-_EXPECTED: Final = "; expected one, plain or compressed with gzip, bzip2 or xz"
 
 
 def _is_header(block: bytes) -> bool:

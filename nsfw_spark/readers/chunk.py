@@ -1,4 +1,4 @@
-"""What a reader yields: some images on their way to the scorer, and what is known of them."""
+"""Chunks: a few images or embeddings on their way from a reader to the scorer, with their columns."""
 
 from __future__ import annotations
 
@@ -10,13 +10,24 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from nsfw_spark.decode import too_long
 from nsfw_spark.errors import ImageError
 
 CHUNK_ROWS: Final = 64
-"""Images in a chunk: as few as an Arrow batch of images should hold, as many as cost nothing."""
+"""Images in a chunk: few enough for an Arrow batch of images, enough to make the overhead negligible."""
 
 MOST_BYTES: Final = 1 << 30
-"""Of an encoded image where nobody says less: a row of Spark's holds no more than twice that."""
+"""Longest encoded image that is read by default: a value in a Spark row holds at most 2 GiB."""
+
+FILE_COLUMNS: Final = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("source_file", pa.string()),
+        ("modification_time", pa.timestamp("us", "UTC")),
+    ]
+)
+"""First columns of the chunks of a file that holds many images."""
+TIMESTAMP: Final = FILE_COLUMNS.field("modification_time").type
 
 
 @dataclass(frozen=True)
@@ -24,36 +35,48 @@ class Chunk:
     """M encoded images, in order."""
 
     columns: pa.RecordBatch
-    """M rows: `image_id`, and what the source carries along."""
+    """M rows: `image_id` and the carried columns."""
     contents: Iterable[bytes | ImageError]
-    """M times the encoded image, or why there is none; taken once, and may be read only then."""
+    """M encoded images, or the reason why there is none. Iterate once: each image may be read only then."""
 
 
 @dataclass(frozen=True)
 class VectorChunk:
-    """M embeddings that were computed elsewhere, in order."""
+    """M embeddings that another program computed, in order."""
 
     columns: pa.RecordBatch
-    """M rows: `image_id`, and what the source carries along."""
+    """M rows: `image_id` and the carried columns."""
     vectors: npt.NDArray[np.float32]
-    """float32, shape (M, D), of any length; rows with a problem hold anything."""
+    """float32, shape (M, D), of any norm; rows with a problem hold any numbers."""
     problems: Mapping[int, ImageError] = field(default_factory=dict)
-    """By row: why there is no vector of D numbers."""
+    """Row number → the reason why the row has no vector of D numbers."""
 
 
 class Reader(Protocol):
-    """Reads what Spark lists. Small and picklable: it travels to the executors."""
+    """Reads images from rows that Spark lists. Small and picklable: it travels to the executors."""
 
     def read(self, listed: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-        """Yield the images of all that is listed, in order.
+        """Yield the images of all rows, in order.
 
         Args:
-            listed: With the columns that the source lists, such as `path`, `modificationTime`, `length`.
+            listed: The source's listing: `path`, `modificationTime`, `length`, or a table's columns.
         """
 
 
 class VectorReader(Protocol):
-    """Reads embeddings that Spark lists: like `Reader`."""
+    """Reads embeddings from rows that Spark lists: like `Reader`."""
 
     def read(self, listed: Iterator[pa.RecordBatch]) -> Iterator[VectorChunk]:
-        """Yield the embeddings of all that is listed, in order."""
+        """Yield the embeddings of all rows, in order."""
+
+
+def slices(batches: Iterable[pa.RecordBatch], num_rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of batches, at most `num_rows` at once."""
+    for batch in batches:
+        for start in range(0, batch.num_rows, num_rows):
+            yield batch.slice(start, num_rows)
+
+
+def length_problem(length: int | None, max_bytes: int) -> ImageError | None:
+    """Return the error of an encoded image that is longer than `max_bytes`; a null length has none."""
+    return too_long(length, max_bytes) if length is not None and length > max_bytes else None

@@ -1,11 +1,16 @@
-"""Which part of which file a task reads, and what is said of the rows that it finds there."""
+"""Parquet: the rows of Parquet files, one part at a time; the worker's half of `spark.sources.parquet`.
+
+In: parts of files that Spark lists; several tasks may share a large file. Out: chunks of images, with the
+image_id, the file and the carried columns. A damaged page costs the rest of its row group, a damaged footer
+the file. `readers.vectors` reads embeddings with the same functions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,42 +18,49 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nsfw_spark.errors import ImageError, Status
-from nsfw_spark.readers.chunk import CHUNK_ROWS, Chunk
+from nsfw_spark.readers.chunk import CHUNK_ROWS, FILE_COLUMNS, TIMESTAMP, Chunk
 from nsfw_spark.readers.storage import Storage
 
-_TIMESTAMP: Final = pa.timestamp("us", "UTC")
-_FILE_COLUMNS: Final = (
-    pa.field("image_id", pa.string()),
-    pa.field("source_file", pa.string()),
-    pa.field("modification_time", _TIMESTAMP),
-)
+PART_BYTES: Final = 64 << 20
+"""Bytes of a file that one task reads, about: a larger file is listed once for each of its parts."""
+
+_BUFFER_BYTES: Final = 4 << 20  # for each column; each refill is a request to a store
+_BATCH_BYTES: Final = 32 << 20
+_DAMAGED: Final = (OSError, pa.ArrowException, UnicodeDecodeError)  # pyarrow's errors for damaged files
 
 
 @dataclass(frozen=True)
 class FilePart:
-    """What one task reads of a listed file."""
+    """The share of a listed file that one task reads."""
 
     path: str
     modified: pa.Scalar
-    """Timestamp, microseconds, UTC."""
+    """Modification time of the file: timestamp, microseconds, UTC."""
     part: int
-    """0, 1, …"""
+    """Number of the part: 0, 1, …"""
     parts: int
 
     def share(self, size: int) -> range:
-        """Return which of so many bytes or rows are of this part; each is of exactly one."""
+        """Return the bytes or rows, out of `size`, of this part; each belongs to exactly one part."""
         return range(size * self.part // self.parts, size * (self.part + 1) // self.parts)
 
     @property
     def image_id(self) -> str:
-        """Of the row that stands for all of this part."""
+        """The image_id of the row that stands for an unreadable part."""
         return f"{self.path}#part{self.part}" if self.part else self.path
+
+    def reports(self, error: Exception) -> bool:
+        """Whether this part gets a row for an error of the whole file.
+
+        All tasks find the same damage, so the first part reports it. A failure to read may hit one task only.
+        """
+        return self.part == 0 or isinstance(error, OSError)
 
 
 def file_parts(listed: Iterator[pa.RecordBatch]) -> Iterator[FilePart]:
-    """Yield what is listed: columns `path`, `modificationTime`, `part` and `parts`."""
+    """Yield the parts in a listing with the columns `path`, `modificationTime`, `part` and `parts`."""
     for batch in listed:
-        times = batch.column("modificationTime").cast(_TIMESTAMP)
+        times = batch.column("modificationTime").cast(TIMESTAMP)
         others = (batch.column(name).to_pylist() for name in ("path", "part", "parts"))
         for (path, part, parts), modified in zip(zip(*others, strict=True), times, strict=True):
             yield FilePart(path, modified, part, parts)
@@ -56,84 +68,249 @@ def file_parts(listed: Iterator[pa.RecordBatch]) -> Iterator[FilePart]:
 
 @dataclass(frozen=True)
 class RowColumns:
-    """What chunks say of the rows of a file, besides their content."""
+    """The columns that a reader takes from a Parquet file, and the columns of its chunks."""
 
-    id_column: str | None = None
-    """Whose values are the image_ids; where it is null, and where there is none, `file#row` is."""
-    carried_from: tuple[str, ...] = ()
-    """Names in the files of the columns that are carried along; what a file lacks is null."""
-    carried: pa.Schema = field(default_factory=lambda: pa.schema([]))
-    """Names and types of the same columns in the chunks."""
+    content: str | None = None
+    """Column with the images or embeddings; None where the file holds neither."""
+    id: str | None = None
+    """Column with the image_ids. A row whose id is null or absent is called `file#row`."""
+    carried: Mapping[str, pa.Field] = field(default_factory=dict)
+    """Column in the file → carried column in the chunks; null where a file lacks the column."""
 
     @property
     def names(self) -> list[str]:
-        """Return the columns to read."""
-        return [*self.carried_from, *([] if self.id_column is None else [self.id_column])]
+        """The columns to read."""
+        return [*self.carried, *(name for name in (self.id, self.content) if name is not None)]
 
-    def check(self, found: pa.Schema) -> None:
-        """Raise an ImageError if a column of a file is of a type that cannot become the wanted one."""
-        types = dict(zip(self.carried_from, self.carried.types, strict=True))
-        if self.id_column is not None:
-            types[self.id_column] = pa.string()
-        for name, wanted in types.items():
-            if (index := found.get_field_index(name)) < 0:
+    def check(self, file: pa.Schema) -> None:
+        """Raise an ImageError if a column of a file has a type that cannot become the expected one."""
+        types = {name: carried.type for name, carried in self.carried.items()}
+        if self.id is not None:
+            types[self.id] = pa.string()
+        for name, expected in types.items():
+            if (index := file.get_field_index(name)) < 0:
                 continue
             try:
-                _cast(pa.nulls(0, found.types[index]), wanted)
+                _cast(pa.nulls(0, file.types[index]), expected)
             except pa.ArrowException:
-                raise ImageError(
-                    "undecodable",
-                    f"column {name} is {found.types[index]}; expected {wanted}, as in other files",
-                ) from None
+                message = f"column {name} is {file.types[index]}; expected {expected}, as in other files"
+                raise ImageError("undecodable", message) from None
 
-    def of(self, part: FilePart, first: int, num_rows: int, rows: pa.RecordBatch | None) -> pa.RecordBatch:
-        """Return the columns of some rows.
+    def content_field(self, file: pa.Schema) -> pa.Field:
+        """Return the content column of a file; raise an ImageError if there is none."""
+        if (index := file.get_field_index(str(self.content))) < 0:
+            message = f"it has no column {self.content}. Its columns: {', '.join(file.names)}"
+            raise ImageError("missing", message)
+        return file.field(index)
+
+    def of_rows(
+        self, part: FilePart, first: int, num_rows: int, rows: pa.RecordBatch | None = None
+    ) -> pa.RecordBatch:
+        """Return the chunk's columns for rows of a file.
 
         Args:
             part: The file.
             first: Number of the first row in the file.
-            num_rows: How many.
-            rows: The columns of the file; None where there are none.
+            num_rows: Number of rows.
+            rows: The file's columns; None if no file has them.
 
         Raises:
-            pyarrow.ArrowException: A value does not fit into the wanted type.
+            pyarrow.ArrowException: A value does not fit into the expected type.
         """
-        found = {} if rows is None else dict(zip(rows.schema.names, rows.columns, strict=True))
+        values = {} if rows is None else dict(zip(rows.schema.names, rows.columns, strict=True))
         numbers = pa.array(np.arange(first, first + num_rows)).cast(pa.string())
         ids = pc.binary_join_element_wise(f"{part.path}#", numbers, "")
-        if self.id_column in found:
-            ids = pc.coalesce(_cast(found[self.id_column], pa.string()), ids)
+        if self.id in values:
+            ids = pc.coalesce(_cast(values[self.id], pa.string()), ids)
         carried = [
-            _cast(found[name], type_) if name in found else pa.nulls(num_rows, type_)
-            for name, type_ in zip(self.carried_from, self.carried.types, strict=True)
+            _cast(values[name], carried.type) if name in values else pa.nulls(num_rows, carried.type)
+            for name, carried in self.carried.items()
         ]
         return self._batch(part, ids, carried)
 
     def of_problem(self, part: FilePart, image_id: str) -> pa.RecordBatch:
-        """Return the columns of the one row that stands for what cannot be read."""
-        return self._batch(part, pa.array([image_id]), [pa.nulls(1, type_) for type_ in self.carried.types])
+        """Return the chunk's columns for the one row that stands for unreadable rows."""
+        return self._batch(part, pa.array([image_id]), [pa.nulls(1, f.type) for f in self.carried.values()])
 
     def lost(
         self, part: FilePart, first: int, stop: int, reason: object
     ) -> tuple[pa.RecordBatch, ImageError]:
-        """Return the row that stands for rows `first` to `stop - 1`, which cannot be read."""
-        message = f"rows {first} to {stop - 1} of {part.path} cannot be read: {one_line(reason)}"
+        """Return columns and error of the row that stands for the unreadable rows `first` to `stop - 1`."""
+        message = f"rows {first} to {stop - 1} of {part.path} cannot be read: {_one_line(reason)}"
         return self.of_problem(part, f"{part.path}#{first}"), ImageError("undecodable", message)
 
     def _batch(self, part: FilePart, ids: pa.Array, carried: Sequence[pa.Array]) -> pa.RecordBatch:
         file = [pa.repeat(pa.scalar(part.path), len(ids)), pa.repeat(part.modified, len(ids))]
-        return pa.RecordBatch.from_arrays(
-            [ids, *file, *carried], schema=pa.schema([*_FILE_COLUMNS, *self.carried])
+        schema = pa.schema([*FILE_COLUMNS, *self.carried.values()])
+        return pa.RecordBatch.from_arrays([ids, *file, *carried], schema=schema)
+
+
+class Rows(NamedTuple):
+    """Rows of a file, or the one row that stands for unreadable rows."""
+
+    first: int
+    """Number of the first row in the file."""
+    columns: pa.RecordBatch
+    content: pa.Array | ImageError | None
+    """`RowColumns.content`; or the reason why the rows cannot be read."""
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """The place of a row group in its file: rows `first` to `stop - 1`, and its uncompressed bytes."""
+
+    index: int
+    first: int
+    stop: int
+    start_byte: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class OpenParquet:
+    """An open file and its footer."""
+
+    file: pq.ParquetFile
+    columns: RowColumns
+    groups: Sequence[RowGroup]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the whole file."""
+        return self.groups[-1].stop if self.groups else 0
+
+    def groups_of(self, part: FilePart) -> list[RowGroup]:
+        """Return the row groups whose middle byte lies in a part, as Spark deals them out."""
+        share = part.share(sum(group.num_bytes for group in self.groups) + 1)
+        return [group for group in self.groups if group.start_byte + group.num_bytes // 2 in share]
+
+    def read(self, part: FilePart, group: RowGroup, max_rows: int) -> Iterator[Rows]:
+        """Yield a row group, at most `max_rows` at once; after damage, one row for the rest of the group."""
+        bytes_per_row = group.num_bytes // max(1, group.stop - group.first)
+        row, size = group.first, max(1, min(max_rows, _BATCH_BYTES // max(1, bytes_per_row)))
+        content, names = self.columns.content, self.columns.names
+        try:
+            for batch in self.file.iter_batches(
+                size, row_groups=[group.index], columns=names, use_threads=False
+            ):
+                columns = self.columns.of_rows(part, row, batch.num_rows, batch)
+                yield Rows(row, columns, None if content is None else batch.column(content))
+                row += batch.num_rows
+            if row < group.stop:
+                raise OSError("its pages hold fewer rows than its footer says")
+        except _DAMAGED as error:
+            yield Rows(row, *self.columns.lost(part, row, group.stop, error))
+
+
+@contextmanager
+def open_parquet(storage: Storage, path: str, columns: RowColumns) -> Iterator[OpenParquet]:
+    """Open a file.
+
+    Raises:
+        OSError: The file cannot be read.
+        pyarrow.ArrowInvalid: The file is not Parquet, or is truncated.
+        ImageError: A column has another type than expected, or the footer contradicts itself.
+    """
+    with storage.open_file(path) as source:
+        # Each column is read through a buffer: a whole row group may not fit into memory.
+        file = pq.ParquetFile(
+            source, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
         )
+        columns.check(file.schema_arrow)
+        yield OpenParquet(file, columns, _row_groups(file.metadata))
 
 
-def one_line(reason: object) -> str:
-    """Return what was said, without line breaks."""
-    return " ".join(str(reason).split())
+def _row_groups(metadata: pq.FileMetaData) -> list[RowGroup]:
+    groups, row, byte = [], 0, 0
+    for index in range(metadata.num_row_groups):
+        # Only these two numbers: on damaged metadata of a column, pyarrow ends the process (26.0).
+        group = metadata.row_group(index)
+        num_rows, num_bytes = max(0, group.num_rows), max(0, group.total_byte_size)
+        groups.append(RowGroup(index, row, row + num_rows, byte, num_bytes))
+        row, byte = row + num_rows, byte + num_bytes
+    if row != metadata.num_rows:
+        raise ImageError(
+            "undecodable", f"its footer is damaged: {metadata.num_rows} rows in all, {row} in its row groups"
+        )
+    return groups
+
+
+def read_parts(
+    listed: Iterator[pa.RecordBatch],
+    storage: Storage,
+    columns: RowColumns,
+    max_rows: int,
+    check: Callable[[pa.Field], None],
+) -> Iterator[Rows]:
+    """Yield the rows of all listed parts, at most `max_rows` at once; see `file_parts` for the listing.
+
+    `check` raises an ImageError if the content column has another type than expected. An unreadable file is
+    one row: see `FilePart.reports`.
+    """
+    for part in file_parts(listed):
+        try:
+            with open_parquet(storage, part.path, columns) as opened:
+                check(columns.content_field(opened.file.schema_arrow))
+                for group in opened.groups_of(part):
+                    yield from opened.read(part, group, max_rows)
+        except (ImageError, *_DAMAGED) as error:
+            if part.reports(error):
+                yield Rows(0, columns.of_problem(part, part.image_id), file_problem(part.path, error))
+
+
+def file_problem(path: str, error: Exception) -> ImageError:
+    """Return the error of the row that stands for an unreadable file."""
+    status: Status = "undecodable"
+    if isinstance(error, ImageError):
+        status = error.status
+    elif isinstance(error, FileNotFoundError | PermissionError):
+        status = "missing"
+    return ImageError(status, f"{path} was listed and cannot be read: {_one_line(error)}")
+
+
+@dataclass(frozen=True)
+class ParquetReader:
+    """Reads images from a binary column, or from Hugging Face's struct of `bytes` and `path`."""
+
+    storage: Storage
+    columns: RowColumns
+
+    def read(self, listed: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+        """Yield the images of parts of files: see `Reader.read` and `file_parts`."""
+        for rows in read_parts(listed, self.storage, self.columns, CHUNK_ROWS, _check_image_column):
+            content = rows.content
+            yield Chunk(rows.columns, [content] if isinstance(content, ImageError) else _images(content))
+
+
+def _check_image_column(column: pa.Field) -> None:
+    type_ = column.type
+    if pa.types.is_struct(type_) and type_.get_field_index("bytes") >= 0:
+        type_ = type_.field("bytes").type
+    if not (pa.types.is_binary(type_) or pa.types.is_large_binary(type_)):
+        message = f"column {column.name} is {type_}; expected binary, or a struct of binary `bytes`"
+        raise ImageError("unsupported", message)
+
+
+def _images(content: pa.Array) -> Iterator[bytes | ImageError]:
+    """Yield the encoded images in a column."""
+    paths = pa.nulls(len(content))
+    if pa.types.is_struct(content.type):
+        fields = dict(zip((field.name for field in content.type), content.flatten(), strict=True))
+        content, paths = fields["bytes"], fields.get("path", paths)
+    for value, path in zip(content, paths, strict=True):
+        image = value.as_py()
+        yield _no_image(path) if image is None else image
+
+
+def _no_image(path: pa.Scalar) -> ImageError:
+    message = "the row holds no image: its bytes are null"
+    if path.is_valid and pa.types.is_string(path.type):
+        message += f", its path names {_text(path)}: files beside the table are not read"
+    return ImageError("missing", message)
 
 
 def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:
-    # Nanoseconds, as pandas writes them, become Spark's microseconds.
+    # pandas writes nanoseconds; Spark has microseconds.
     options = pc.CastOptions(type_, allow_time_truncate=True)
     column = column if column.type == type_ else pc.cast(column, options=options)
     try:
@@ -146,219 +323,9 @@ def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:
 
 
 def _text(value: pa.Scalar) -> str | None:
-    """Return a string that nobody has checked: not all that is written as text is UTF-8."""
+    """Decode a string of a file, which may not be UTF-8."""
     return value.as_buffer().to_pybytes().decode(errors="replace") if value.is_valid else None
 
 
-PART_BYTES: Final = 64 << 20
-"""About what one task reads of a file, bytes: large files are listed once for each part."""
-
-_BUFFER_BYTES: Final = 4 << 20  # of each column; each refill is a request where the file is in a cloud
-_BATCH_BYTES: Final = 32 << 20
-_DAMAGED: Final = (OSError, pa.ArrowException, UnicodeDecodeError)  # what pyarrow raises on damaged files
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Some rows of a file, or the one that stands for those that cannot be read."""
-
-    first: int
-    """Number in the file."""
-    columns: pa.RecordBatch
-    content: pa.Array | ImageError | None
-    """The further column, if one was asked for; or why the rows cannot be read."""
-
-
-@dataclass(frozen=True)
-class RowGroup:
-    """Where the rows of a row group are in their file."""
-
-    index: int
-    first: int
-    """Number of its first row."""
-    stop: int
-    """Number of the row after its last one."""
-    start_byte: int
-    """How many bytes the row groups before it hold, uncompressed."""
-    num_bytes: int
-    """Uncompressed."""
-
-
-def row_groups(metadata: pq.FileMetaData) -> list[RowGroup]:
-    """Return the row groups of a file, in order.
-
-    Raises:
-        ImageError: The footer contradicts itself.
-    """
-    groups, row, byte = [], 0, 0
-    for index in range(metadata.num_row_groups):
-        # No more is asked of it: of a column's metadata that are damaged, pyarrow ends the process (26.0).
-        group = metadata.row_group(index)
-        num_rows, num_bytes = max(0, group.num_rows), max(0, group.total_byte_size)
-        groups.append(RowGroup(index, row, row + num_rows, byte, num_bytes))
-        row, byte = row + num_rows, byte + num_bytes
-    if row != metadata.num_rows:
-        raise ImageError(
-            "undecodable", f"its footer is damaged: {metadata.num_rows} rows in all, {row} in its row groups"
-        )
-    return groups
-
-
-@dataclass(frozen=True)
-class OpenParquet:
-    """An open file whose footer was read."""
-
-    file: pq.ParquetFile
-    groups: list[RowGroup]
-
-    @property
-    def num_rows(self) -> int:
-        """Of the whole file."""
-        return self.groups[-1].stop if self.groups else 0
-
-    def groups_of(self, part: FilePart) -> list[RowGroup]:
-        """Return the row groups whose middle byte a part has, as Spark deals them out."""
-        share = part.share(sum(group.num_bytes for group in self.groups) + 1)
-        return [group for group in self.groups if group.start_byte + group.num_bytes // 2 in share]
-
-
-@dataclass(frozen=True)
-class ParquetColumns:
-    """Reads the columns of Parquet files in constant memory."""
-
-    storage: Storage
-    columns: RowColumns
-    content: str | None = None
-    """A further column to read."""
-    max_rows: int = CHUNK_ROWS
-    """At once."""
-
-    @contextmanager
-    def open(self, path: str) -> Iterator[OpenParquet]:
-        """Open a file.
-
-        Raises:
-            OSError: It cannot be read.
-            pyarrow.ArrowInvalid: It is no Parquet file, or is cut.
-            ImageError: One of its columns is of a type that cannot become the wanted one; or its footer
-                contradicts itself.
-        """
-        with self.storage.open_file(path) as source:
-            # Column after column is read through a buffer: whole row groups may not fit into memory.
-            file = pq.ParquetFile(
-                source, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
-            )
-            self.columns.check(file.schema_arrow)
-            yield OpenParquet(file, row_groups(file.metadata))
-
-    def read(self, opened: OpenParquet, part: FilePart, group: RowGroup) -> Iterator[Rows]:
-        """Yield the rows of a row group; where it is damaged, what can be read, and one row for the rest."""
-        names = [*self.columns.names, *([] if self.content is None else [self.content])]
-        bytes_per_row = group.num_bytes // max(1, group.stop - group.first)
-        row, size = group.first, max(1, min(self.max_rows, _BATCH_BYTES // max(1, bytes_per_row)))
-        try:
-            batches = opened.file.iter_batches(
-                size, row_groups=[group.index], columns=names, use_threads=False
-            )
-            for batch in batches:
-                columns = self.columns.of(part, row, batch.num_rows, batch)
-                yield Rows(row, columns, None if self.content is None else batch.column(self.content))
-                row += batch.num_rows
-            if row < group.stop:
-                raise OSError("its pages hold fewer rows than its footer says")
-        except _DAMAGED as error:
-            yield Rows(row, *self.columns.lost(part, row, group.stop, error))
-
-
-def read_part(files: ParquetColumns, part: FilePart, check: Callable[[pa.Schema], None]) -> Iterator[Rows]:
-    """Yield the rows of one part of a file.
-
-    A file that cannot be read at all is one row, of the task that has its first part. Where the others cannot
-    know that it found the same, because reading failed and not what was read, they have a row as well.
-
-    Args:
-        files: How to read.
-        part: Which of its row groups: see `OpenParquet.groups_of`.
-        check: Raises an ImageError if a file's columns are not those that are expected.
-    """
-    try:
-        with files.open(part.path) as opened:
-            check(opened.file.schema_arrow)
-            for group in opened.groups_of(part):
-                yield from files.read(opened, part, group)
-    except (ImageError, *_DAMAGED) as error:
-        if part.part == 0 or isinstance(error, OSError):
-            yield Rows(0, files.columns.of_problem(part, part.image_id), file_problem(part.path, error))
-
-
-def file_problem(path: str, error: Exception) -> ImageError:
-    """Say of a whole file why it cannot be read."""
-    status: Status = "undecodable"
-    if isinstance(error, ImageError):
-        status = error.status
-    elif isinstance(error, FileNotFoundError | PermissionError):
-        status = "missing"
-    return ImageError(status, f"{path} was listed and cannot be read: {one_line(error)}")
-
-
-def column_type(found: pa.Schema, name: str) -> pa.DataType:
-    """Return the type of a column.
-
-    Raises:
-        ImageError: There is no such column.
-    """
-    if (index := found.get_field_index(name)) < 0:
-        raise ImageError("missing", f"it has no column {name}. Its columns: {', '.join(found.names)}")
-    return found.types[index]
-
-
-@dataclass(frozen=True)
-class ParquetReader:
-    """Reads images from a binary column, or from Hugging Face's struct of `bytes` and `path`."""
-
-    storage: Storage
-    content_column: str
-    id_column: str | None = None
-    """See `RowColumns`, as of all that follows."""
-    carried_from: tuple[str, ...] = ()
-    carried: pa.Schema = field(default_factory=lambda: pa.schema([]))
-
-    def read(self, listed: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-        """Yield the images of parts of files: see `Reader.read` and `file_parts`."""
-        columns = RowColumns(self.id_column, self.carried_from, self.carried)
-        files = ParquetColumns(self.storage, columns, self.content_column)
-        for part in file_parts(listed):
-            for rows in read_part(files, part, self._check):
-                if isinstance(rows.content, ImageError):
-                    yield Chunk(rows.columns, [rows.content])
-                else:
-                    yield Chunk(rows.columns, _images(rows.content))
-
-    def _check(self, found: pa.Schema) -> None:
-        type_ = column_type(found, self.content_column)
-        if pa.types.is_struct(type_) and type_.get_field_index("bytes") >= 0:
-            type_ = type_.field("bytes").type
-        if not (pa.types.is_binary(type_) or pa.types.is_large_binary(type_)):
-            raise ImageError(
-                "unsupported",
-                f"column {self.content_column} is {type_}; expected binary, or a struct of binary `bytes`",
-            )
-
-
-def _images(content: pa.Array) -> Iterator[bytes | ImageError]:
-    """Yield the encoded images of a column."""
-    names = pa.nulls(len(content))
-    if pa.types.is_struct(content.type):
-        fields = dict(zip((field.name for field in content.type), content.flatten(), strict=True))
-        content, names = fields["bytes"], fields.get("path", names)
-    for value, name in zip(content, names, strict=True):
-        image = value.as_py()
-        yield _no_image(name) if image is None else image
-
-
-def _no_image(name: pa.Scalar) -> ImageError:
-    said = "the row holds no image: its bytes are null"
-    if name.is_valid and pa.types.is_string(name.type):
-        path = name.as_buffer().to_pybytes().decode(errors="replace")  # nobody has checked that it is UTF-8
-        said += f", its path names {path}: files beside the table are not read"
-    return ImageError("missing", said)
+def _one_line(reason: object) -> str:
+    return " ".join(str(reason).split())

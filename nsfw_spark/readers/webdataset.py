@@ -1,8 +1,8 @@
-"""WebDataset tars: the images in a tar, each with the text beside it, read as a stream.
+"""WebDataset: the images in a tar, each with the text beside it.
 
-In: tars that Spark lists, plain or compressed, of any size. Out: their images in order, in memory that does
-not grow with the tar. A tar that is damaged gives what comes before the damage, and one row that names the
-tar and the byte. Knows names, not what images are made of: a name or its first bytes make an entry an image.
+The worker's half of `spark.sources.webdataset`. In: tars that Spark lists, plain or compressed, of any size.
+Out: their images in order, in constant memory. A damaged tar gives the images before the damage, and one row
+that names the tar and the byte. An entry is an image by its name or first bytes; nothing here decodes it.
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ from typing import Final, NamedTuple
 
 import pyarrow as pa
 
-from nsfw_spark.decode import too_long
+from nsfw_spark.decode.foreign import is_image
 from nsfw_spark.errors import ImageError
 from nsfw_spark.readers.archive import Archive, unreadable
-from nsfw_spark.readers.chunk import CHUNK_ROWS, MOST_BYTES, Chunk
+from nsfw_spark.readers.chunk import (
+    CHUNK_ROWS,
+    FILE_COLUMNS,
+    MOST_BYTES,
+    TIMESTAMP,
+    Chunk,
+    length_problem,
+)
 from nsfw_spark.readers.storage import Storage
 
-COLUMNS: Final = pa.schema(
-    [
-        ("image_id", pa.string()),  # TAR!/ENTRY
-        ("source_file", pa.string()),  # the tar
-        ("modification_time", pa.timestamp("us", "UTC")),  # the tar's
-        ("caption", pa.string()),
-        ("json", pa.string()),
-        ("cls", pa.string()),
-    ]
-)
+SIDECARS: Final = {"txt": "caption", "json": "json", "cls": "cls"}
+"""Extension → column of the text beside an image."""
+
+COLUMNS: Final = pa.schema([*FILE_COLUMNS, *((name, pa.string()) for name in SIDECARS.values())])
+"""`image_id` is TAR!/ENTRY, `source_file` the tar, `modification_time` the tar's."""
 
 # fmt: off
 IMAGE_EXTENSIONS: Final = frozenset({
@@ -38,30 +40,28 @@ IMAGE_EXTENSIONS: Final = frozenset({
     "heic", "heif", "hif", "jxl", "jp2", "j2k", "mpo", "ppm", "pgm", "pbm", "pnm", "ico", "psd", "svg", "tga",
 })
 # fmt: on
-"""What makes an entry an image, in any case; those that are not decoded end as `unsupported`."""
-
-_SIDECARS: Final = {"txt": "caption", "json": "json", "cls": "cls"}
-"""Extension → column of the text beside an image."""
+"""Extensions, in any case, that make an entry an image; formats that are not decoded are `unsupported`."""
 
 _CHUNK_BYTES: Final = 32 << 20
-_MAX_SIDECAR: Final = 1 << 20  # bytes that are kept
+_MAX_SIDECAR: Final = 1 << 20  # bytes of a text that are kept
+_SIGNATURE: Final = 16  # first bytes that tell an image
 
 
 @dataclass(frozen=True)
 class TarReader:
     """Reads the images in each listed tar.
 
-    Entries that follow each other and share directory and base name, up to the first dot, are one sample, as
-    WebDataset has it: `a/b.jpg`, `a/b.left.png`, `a/b.json`. All its images get its `.txt`, `.json`, `.cls`.
+    As in WebDataset, adjacent entries of one directory and base name, up to the first dot, are one sample:
+    `a/b.jpg`, `a/b.left.png`, `a/b.json`. All images of a sample get its `.txt`, `.json` and `.cls`.
     """
 
     storage: Storage
     """Opens the tars."""
     max_bytes: int = MOST_BYTES
-    """Of an image; a longer one is skipped."""
+    """Longer images are skipped."""
 
     def read(self, listed: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-        """Yield the images of tars: see `Reader.read`; a chunk may hold those of several."""
+        """Yield the images of tars: see `Reader.read`. A chunk may hold images of several tars."""
         chunk = _OpenChunk()
         for tar in chain.from_iterable(map(_tars, listed)):
             for image in self._read_tar(tar):
@@ -72,22 +72,20 @@ class TarReader:
             yield chunk.take(None)
 
     def _read_tar(self, tar: _Tar) -> Iterator[_Image]:
-        """Yield the images of a tar, and where something is wrong with it a row that says so."""
+        """Yield the images of a tar, and a last row with the error if the tar has one."""
         try:
-            with self._open(tar.path) as archive:
+            try:
+                archive = Archive(self.storage.open_stream(tar.path))
+            except OSError as error:
+                raise unreadable(error) from None
+            with archive:
                 yield from _read_images(archive, tar, self.max_bytes)
         except ImageError as error:
             yield _Image(tar.path, error, _Sample(tar))
 
-    def _open(self, path: str) -> Archive:
-        try:
-            return Archive(self.storage.open_stream(path))
-        except OSError as error:
-            raise unreadable(error) from None
-
 
 class _Tar(NamedTuple):
-    """A tar as Spark lists it."""
+    """A listed tar."""
 
     path: str
     modified: int
@@ -95,18 +93,18 @@ class _Tar(NamedTuple):
 
 
 def _tars(listed: pa.RecordBatch) -> Iterator[_Tar]:
-    modified = listed.column("modificationTime").cast(COLUMNS.field("modification_time").type)
-    return map(_Tar, listed.column("path").to_pylist(), modified.cast(pa.int64()).to_pylist())
+    modified = listed.column("modificationTime").cast(TIMESTAMP).cast(pa.int64())
+    return map(_Tar, listed.column("path").to_pylist(), modified.to_pylist())
 
 
 @dataclass(slots=True)
 class _Sample:
-    """What the images of one key share; filled while its entries go by."""
+    """What the images of one key share; its texts are added while its entries are read."""
 
     tar: _Tar
     key: str | None = None
     texts: dict[str, str] = field(default_factory=dict)
-    """By column; where one comes twice, the first."""
+    """By column; the first text of a column counts."""
 
 
 class _Image(NamedTuple):
@@ -116,9 +114,13 @@ class _Image(NamedTuple):
     content: bytes | ImageError
     sample: _Sample
 
+    @property
+    def num_bytes(self) -> int:
+        return len(self.content) if isinstance(self.content, bytes) else 0
+
 
 class _OpenChunk:
-    """Images that are gathered until their text is known and there are enough of them."""
+    """Images that wait for the rest of their sample's texts, and for a full chunk."""
 
     def __init__(self) -> None:
         self.images: list[_Image] = []
@@ -130,24 +132,20 @@ class _OpenChunk:
 
     def add(self, image: _Image) -> None:
         self.images.append(image)
-        self._bytes += _length(image)
+        self._bytes += image.num_bytes
 
     def take(self, open_sample: _Sample | None) -> Chunk:
-        """Return the images of all samples but the open one; of that too where there is no other.
+        """Return the images of all complete samples.
 
-        So a sample that fills a chunk alone goes on with the text that came so far: memory has an end.
+        A sample that fills the chunk alone is returned with the texts so far, because memory is limited.
         """
         end = len(self.images)
         while end and self.images[end - 1].sample is open_sample:
             end -= 1
         end = end or len(self.images)
         taken, self.images = self.images[:end], self.images[end:]
-        self._bytes = sum(map(_length, self.images))
+        self._bytes = sum(image.num_bytes for image in self.images)
         return _chunk(taken)
-
-
-def _length(image: _Image) -> int:
-    return len(image.content) if isinstance(image.content, bytes) else 0
 
 
 def _chunk(images: list[_Image]) -> Chunk:
@@ -155,46 +153,16 @@ def _chunk(images: list[_Image]) -> Chunk:
         "image_id": [image.image_id for image in images],
         "source_file": [image.sample.tar.path for image in images],
         "modification_time": [image.sample.tar.modified for image in images],
-        **{name: [image.sample.texts.get(name) for image in images] for name in _SIDECARS.values()},
+        **{name: [image.sample.texts.get(name) for image in images] for name in SIDECARS.values()},
     }
     return Chunk(pa.RecordBatch.from_pydict(columns, COLUMNS), [image.content for image in images])
 
 
-class _Names:
-    """Gives entries of the same name different ones: `a.jpg`, `a.jpg#2`, `a.jpg#3`.
-
-    Hashes stand for the names because a tar may hold millions: 60 bytes an entry, not hundreds. Should two
-    collide, at odds of 2^64, a name bears a number that it need not have; that is all.
-    """
-
-    def __init__(self) -> None:
-        self._seen: set[int] = set()
-        self._times: dict[str, int] = {}  # of names that came again
-
-    def distinct(self, name: str) -> str:
-        new = name
-        while hash(new) in self._seen:
-            self._times[name] = self._times.get(name, 1) + 1
-            new = f"{name}#{self._times[name]}"
-        self._seen.add(hash(new))
-        return new
-
-
-def _key_and_suffix(name: str) -> tuple[str, str]:
-    """Split `a/b.left.PNG` into `a/b` and `left.png`; a dot in front does not count.
-
-    Source:
-        `base_plus_ext` in webdataset/tariterators.py, version 0.2.100, which lowers the suffix too.
-    """
-    dot = name.find(".", name.rfind("/") + 2)
-    return (name, "") if dot < 0 else (name[:dot], name[dot + 1 :].lower())
-
-
 def _read_images(archive: Archive, tar: _Tar, max_bytes: int) -> Iterator[_Image]:
-    """Yield the images of a tar, each with its sample, whose text may follow.
+    """Yield the images of a tar, each with its sample, whose texts may follow.
 
     Raises:
-        ImageError: `undecodable` or `missing` if the archive is damaged; `unsupported` if it holds none.
+        ImageError: `undecodable` or `missing` if the archive is damaged; `unsupported` without any image.
     """
     names, sample, num_entries, num_images = _Names(), _Sample(tar), 0, 0
     for entry in archive:
@@ -204,9 +172,9 @@ def _read_images(archive: Archive, tar: _Tar, max_bytes: int) -> Iterator[_Image
         key, suffix = _key_and_suffix(entry.name)
         if key != sample.key:
             sample = _Sample(tar, key)
-        if suffix in _SIDECARS and entry.isreg() and not entry.issparse():
+        if suffix in SIDECARS and entry.isreg() and not entry.issparse():
             text = archive.read(min(entry.size, _MAX_SIDECAR)).decode("utf-8", "replace")
-            sample.texts.setdefault(_SIDECARS[suffix], text)
+            sample.texts.setdefault(SIDECARS[suffix], text)
         elif (content := _image_content(archive, entry, suffix, max_bytes)) is not None:
             num_images += 1
             yield _Image(f"{tar.path}!/{names.distinct(entry.name)}", content, sample)
@@ -215,43 +183,56 @@ def _read_images(archive: Archive, tar: _Tar, max_bytes: int) -> Iterator[_Image
 
 
 def _is_no_sample(entry: tarfile.TarInfo) -> bool:
-    """Whether an entry is a directory or a device, or `._NAME`, which macOS keeps beside a file."""
+    """Whether an entry is a directory, a device, or a file `._NAME` of macOS."""
     is_file = entry.isreg() or entry.islnk() or entry.issym()
     return not is_file or entry.name.rpartition("/")[2].startswith("._")
+
+
+def _key_and_suffix(name: str) -> tuple[str, str]:
+    """Split `a/b.left.PNG` into `a/b` and `left.png`; a leading dot does not count.
+
+    Source:
+        `base_plus_ext` in webdataset/tariterators.py, version 0.2.100, which lowers the suffix too.
+    """
+    dot = name.find(".", name.rfind("/") + 2)
+    return (name, "") if dot < 0 else (name[:dot], name[dot + 1 :].lower())
 
 
 def _image_content(
     archive: Archive, entry: tarfile.TarInfo, suffix: str, max_bytes: int
 ) -> bytes | ImageError | None:
-    """Read an entry if it is an image; None if it is not."""
-    if not entry.isreg() or entry.issparse():  # no bytes follow that a stream could make an image of
-        what = "a sparse file" if entry.isreg() else f"a link to {entry.linkname}"
-        error = ImageError(
-            "unsupported", f"the entry is {what}, which no stream can read; expected the image itself"
-        )
-        return error if suffix.rpartition(".")[2] in IMAGE_EXTENSIONS else None
+    """Read an entry if it is an image; else return None."""
+    is_image_name = suffix.rpartition(".")[2] in IMAGE_EXTENSIONS
+    if not entry.isreg() or entry.issparse():  # a stream cannot read the bytes of such an entry
+        kind = "a sparse file" if entry.isreg() else f"a link to {entry.linkname}"
+        message = f"the entry is {kind}, which no stream can read; expected the image itself"
+        return ImageError("unsupported", message) if is_image_name else None
     start = b""
-    if suffix.rpartition(".")[2] not in IMAGE_EXTENSIONS:
+    if not is_image_name:
         start = archive.read(min(entry.size, _SIGNATURE))
-        if not _is_image(start):
+        if not is_image(start):
             return None
-    if entry.size > max_bytes:
+    if problem := length_problem(entry.size, max_bytes):
         archive.skip(entry)
-        return too_long(entry.size, max_bytes)
-    return start + archive.read(entry.size - len(start)) if start else archive.read(entry.size)
+        return problem
+    return start + archive.read(entry.size - len(start))
 
 
-_SIGNATURE: Final = 16  # bytes that tell
-_HEIF_BRANDS: Final = frozenset(
-    {b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"}
-)
+class _Names:
+    """Makes the names of a tar's entries distinct: `a.jpg`, `a.jpg#2`, `a.jpg#3`.
 
+    It keeps hashes, not names: a tar may hold millions, and a hash takes 60 bytes. If two hashes collide, at
+    odds of 2^64, a name gets a number that it does not need.
+    """
 
-def _is_image(start: bytes) -> bool:
-    """Whether an entry without an image's name begins like one."""
-    return (
-        start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*"))
-        or (start[:4], start[8:12]) == (b"RIFF", b"WEBP")
-        or (start[:2], start[6:10]) == (b"BM", bytes(4))
-        or (start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS)
-    )
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._times: dict[str, int] = {}  # of repeated names
+
+    def distinct(self, name: str) -> str:
+        new = name
+        while hash(new) in self._seen:
+            self._times[name] = self._times.get(name, 1) + 1
+            new = f"{name}#{self._times[name]}"
+        self._seen.add(hash(new))
+        return new

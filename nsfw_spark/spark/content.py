@@ -1,8 +1,8 @@
-"""Joins the bytes of images to rows that have none: `--content-from`, and what is exported.
+"""Joins the bytes of images to rows without them: for `--content-from` and for `export`.
 
-In: rows of image_scores, or of a table like it, and the sources where their images lie. Out: the same rows,
-no more and no less, with the column `content`. It is null where no source has the image, and where what lies
-there now is not what was scored: a score says nothing of other bytes.
+In: rows of image_scores, or of a table like it, and the sources with their images. Out: the same rows, no
+more and no less, with the column `content`. It is null if no source has the image, or if the source now has
+other bytes than were scored: a score says nothing about other bytes.
 """
 
 from __future__ import annotations
@@ -19,38 +19,33 @@ from pyspark.sql import functions as F
 
 from nsfw_spark.readers.chunk import CHUNK_ROWS
 from nsfw_spark.readers.storage import Storage
-from nsfw_spark.spark.images import images_of, read_listed
 from nsfw_spark.spark.schema import CONTENT
 from nsfw_spark.spark.sources import ImageFiles, ListedFiles, Source, SourceOptions, open_source
 
-_READS_AT_ONCE: Final = 8  # in a task: a bucket answers each in tens of milliseconds
+_READS_AT_ONCE: Final = 8  # in a task; a bucket answers each read in tens of milliseconds
 _TASK_BYTES: Final = 128 << 20
 _FOUND: Final = "_found"
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The images of some sources, by their image_id."""
+    """The images of some sources, found by their image_id."""
 
     sources: tuple[Source, ...]
 
     @property
     def uri(self) -> str:
-        """Where the images lie: the identity of this, in commits."""
+        """The sources' URIs; they identify the images in commits."""
         return " ".join(source.uri for source in self.sources)
 
     def add_to(self, rows: DataFrame) -> DataFrame:
-        """Return the rows with their images, in partitions of a good size to write: all that is below."""
+        """Return the rows with their images, in partitions of a good size to write."""
         return self.read_files(self._spread(self.join(rows)))
 
     def join(self, rows: DataFrame) -> DataFrame:
-        """Add the images of those sources whose files hold many each, and of tables.
+        """Return the rows in any order, with the images of tables and of files that hold many images each.
 
-        Args:
-            rows: With `image_id` and `content_sha256`; a `content` that is there stays.
-
-        Returns:
-            The rows in any order, `content` the last of their columns.
+        The rows have `image_id` and `content_sha256`. A `content` that they have stays; it comes last.
         """
         rows = _with_column(rows)
         sources = [source for source in self.sources if not isinstance(source, ImageFiles)]
@@ -63,13 +58,9 @@ class Contents:
         return joined.select(*rows.columns[:-1], content)
 
     def read_files(self, rows: DataFrame) -> DataFrame:
-        """Add the images of directories of files, whose names are the image_ids: nothing is listed or joined.
+        """Return the rows in the same order and partitions, with the images of directories of files.
 
-        Args:
-            rows: As for `join`. Each task reads the images of its rows.
-
-        Returns:
-            The rows in the same order and partitions, `content` the last of their columns.
+        An image_id there is a file's name: each task reads the images of its rows, and nothing is joined.
         """
         rows = _with_column(rows)
         files = [source for source in self.sources if isinstance(source, ImageFiles)]
@@ -82,9 +73,9 @@ class Contents:
         )
 
     def _spread(self, rows: DataFrame) -> DataFrame:
-        """Deal rows out so that no task reads many files: without bytes, they are cheap to move."""
+        """Repartition rows so that no task reads many files: rows without bytes are cheap to move."""
         if not all(isinstance(source, ImageFiles) for source in self.sources):
-            return rows  # the join has dealt them out
+            return rows  # the join has repartitioned them
         found = rows.agg(F.sum("length").alias("length")).collect()[0]
         return rows.repartition(1 + (found.length or 0) // _TASK_BYTES)
 
@@ -92,16 +83,10 @@ class Contents:
 def open_contents(
     spark: SparkSession, uri: str | None, content_column: str | None = None, id_column: str | None = None
 ) -> Contents | None:
-    """Find out what lies where images are to come from; None where they are to come from nowhere.
-
-    Args:
-        spark: The session.
-        uri: Of any source of images, or the name of a table.
-        content_column: See `SourceOptions`.
-        id_column: See `SourceOptions`.
+    """Open the source of the images to join in, by its URI or a table's name; None without a URI.
 
     Raises:
-        InputError: It is missing, empty, or holds no images.
+        InputError: The source is missing, empty, or holds no images.
     """
     if uri is None:
         return None
@@ -110,27 +95,27 @@ def open_contents(
 
 
 def _with_column(rows: DataFrame) -> DataFrame:
-    """Return the rows with `content` as their last column, null where there was none."""
+    """Return the rows with `content` as their last column; null if there was no such column."""
     if "content" not in rows.columns:
         rows = rows.withColumn("content", F.lit(None).cast(CONTENT.dataType))
     return rows.select(*(name for name in rows.columns if name != "content"), "content")
 
 
 def _images(source: Source, rows: DataFrame) -> DataFrame:
-    """Return `image_id` and `content` of a source, of no more files than may hold the images of the rows."""
+    """Return `image_id` and `content` of a source, from the files that may hold the images of the rows."""
     if isinstance(source, ListedFiles) and source.ids() is None:
-        # An image_id that is a place begins with the name of its file.
+        # An image_id with a position in a file begins with the file's name.
         file = F.regexp_replace("image_id", r"(?s)(!/.*|#\d+)$", "")
         files = rows.select(file.alias("path")).distinct()
-        # Broadcast, or Spark would take what is listed for little and read all of it in one task.
-        images = read_listed(source, source.batch().join(F.broadcast(files), "path", "left_semi"))
+        # Without the broadcast, Spark takes the listing for small and reads all its files in one task.
+        images = source.read(source.batch().join(F.broadcast(files), "path", "left_semi"))
     else:
-        images = images_of(source)
+        images = source.images()
     return images.select("image_id", "content")
 
 
 def _wanted(images: DataFrame, rows: DataFrame) -> DataFrame:
-    """Return those images that the rows lack, each once, as `image_id` and `_found`."""
+    """Return the images that the rows lack, each once, as `image_id` and `_found`."""
     lacking = rows.select(F.col("image_id").alias("_image_id"), F.col("content_sha256").alias("_sha256"))
     is_lacking = (F.col("image_id") == F.col("_image_id")) & _is_as_scored("content", "_sha256")
     wanted = images.filter(F.col("content").isNotNull()).join(lacking, is_lacking, "left_semi")
@@ -138,29 +123,27 @@ def _wanted(images: DataFrame, rows: DataFrame) -> DataFrame:
 
 
 def _is_as_scored(content: str, sha256: str) -> Column:
-    """Whether bytes are those that were scored; where only their embedding was, nobody knows."""
+    """Whether the bytes are the scored ones; true if only an embedding was scored: nothing can tell."""
     return F.col(sha256).isNull() | (F.sha2(F.col(content), 256) == F.col(sha256))
 
 
 @dataclass(frozen=True)
 class _FileContents:
-    """Reads files in Python workers. Small and picklable: it travels to the executors."""
+    """Reads files in Python workers; small and picklable, because it travels to the executors."""
 
     storage: Storage
     directories: Sequence[str]
-    """URIs: no other file is read, whatever an image_id says."""
+    """URIs; no file outside them is read, whatever an image_id says."""
 
     def fill(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the batches, in smaller ones, with what their last column `content` lacked."""
+        """Yield the batches in smaller ones, with their last column `content` filled."""
         with ThreadPoolExecutor(_READS_AT_ONCE) as threads:
             for batch in batches:
                 for start in range(0, batch.num_rows, CHUNK_ROWS):
-                    some = batch.slice(start, CHUNK_ROWS)
-                    found = threads.map(
-                        self._read, some.column("image_id").to_pylist(), some.column("content")
-                    )
-                    contents = pa.array(found, some.schema.field("content").type)
-                    yield pa.RecordBatch.from_arrays([*some.columns[:-1], contents], schema=some.schema)
+                    part = batch.slice(start, CHUNK_ROWS)
+                    image_ids, known = part.column("image_id").to_pylist(), part.column("content")
+                    contents = pa.array(threads.map(self._read, image_ids, known), known.type)
+                    yield pa.RecordBatch.from_arrays([*part.columns[:-1], contents], schema=part.schema)
 
     def _read(self, image_id: str, content: pa.Scalar) -> bytes | None:
         if content.is_valid:

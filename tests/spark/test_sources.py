@@ -277,7 +277,7 @@ def test_scores_of_embeddings_and_of_images_do_not_mix(run: Run, images: Path, t
 FORMATS: dict[str, Callable[[Path], Path]] = {
     "ImageFiles": lambda folder: write_files(folder, {"a.jpg": b"x", "b": b"x", "c.txt": b"x"}),
     "Tars": lambda folder: write_files(folder, {"a.tar": b"x", "a.parquet": b"x", "a_stats.json": b"{}"}),
-    "ParquetImages": write_parquet,
+    "ParquetFiles": write_parquet,
 }
 
 
@@ -292,6 +292,57 @@ def test_auto_refuses_to_choose(spark: SparkSession, tmp_path: Path, other: str)
     folder = write_files(tmp_path / "input", {"a.JPG": b"x", other: b"x", "c.txt": b"x"})
     with pytest.raises(InputError, match=r"several formats.*--format"):
         open_source(spark, SourceOptions(str(folder)))
+
+
+def test_the_odd_format_in_a_folder_is_shown_with_a_file(spark: SparkSession, tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "input", {"a.jpg": b"x", "b.jpg": b"x", "deep/c.tar": b"x"})
+    said = r"2 of files and 1 of webdataset, such as .*/deep/c\.tar \(only the first 1,000 names"
+    with pytest.raises(InputError, match=said):
+        open_source(spark, SourceOptions(str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("a.jpg", "image_id, modification_time"),
+        ("a.tar", "image_id, source_file, modification_time, caption, json, cls"),
+    ],
+)
+def test_a_column_to_carry_that_no_file_has_is_an_error(
+    spark: SparkSession, tmp_path: Path, name: str, columns: str
+) -> None:
+    folder = write_files(tmp_path / "input", {name: b"x"})
+    with pytest.raises(InputError, match=f"no column captoin. Its columns: {columns}$"):
+        open_source(spark, SourceOptions(str(folder), carry="captoin, modification_time"))
+
+
+@pytest.mark.parametrize(
+    ("options", "left_out"),
+    [
+        ({}, "from column img and leaves out thumb,"),
+        ({"content_column": "thumb"}, "from column thumb and leaves out img,"),
+        ({"carry": "thumb"}, None),
+        ({"content_column": "img", "carry": "none"}, None),
+    ],
+)
+def test_a_second_column_of_images_is_not_left_out_in_silence(
+    spark: SparkSession,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: dict[str, str],
+    left_out: str | None,
+) -> None:
+    pq.write_table(pa.table({"img": [b"1"], "thumb": [b"2"], "url": ["u"]}), tmp_path / "a.parquet")
+    source = open_source(spark, SourceOptions(str(tmp_path), "parquet", **options))  # type: ignore[arg-type]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("nsfw-spark:")]
+    assert len(lines) == (left_out is not None)
+    assert all(str(left_out) in line and "--content-column" in line for line in lines)
+    assert ("thumb" in source.columns.names) == (options.get("carry") == "thumb")
+
+
+def test_read_images_has_no_images_of_embeddings(spark: SparkSession, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run --format embeddings"):
+        read_images(spark, str(tmp_path), format="embeddings")
 
 
 @pytest.mark.parametrize("suffix", ["tar", "TAR", "tbz2", "Tar.Gz", "txz"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from nsfw_spark.readers.storage import Storage
 
 WHEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 CARRIED = pa.schema([("caption", pa.string()), ("num", pa.int64())])
+CAPTION_AND_NUM = {"text": CARRIED.field("caption"), "num": CARRIED.field("num")}
 HUGGING_FACE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -38,6 +39,12 @@ def listed(*paths: Path, parts: int = 1) -> Iterator[pa.RecordBatch]:
                 "parts": pa.array([parts] * parts, pa.int64()),
             }
         )
+
+
+def reader_of(
+    content: str = "image", id_: str | None = None, carried: Mapping[str, pa.Field] | None = None
+) -> ParquetReader:
+    return ParquetReader(Storage(), RowColumns(content, id_, carried or {}))
 
 
 def read(reader: ParquetReader, batches: Iterable[pa.RecordBatch]) -> list[tuple[dict[str, Any], Any]]:
@@ -62,7 +69,7 @@ def numbered(num_rows: int, size: int = 4) -> pa.Array:
 def test_rows_know_their_place_and_what_is_carried_along(tmp_path: Path) -> None:
     columns = {"text": pa.array(["a", None, "c"], pa.large_string()), "num": pa.array([1, 2, 3], pa.int32())}
     path = write(tmp_path / "a b%20.parquet", numbered(3), 2, **columns)
-    reader = ParquetReader(Storage(), "image", None, ("text", "num"), CARRIED)
+    reader = reader_of(carried=CAPTION_AND_NUM)
     chunks = list(reader.read(listed(path)))
     assert chunks[0].columns.schema == pa.schema(
         [
@@ -88,7 +95,7 @@ def test_rows_know_their_place_and_what_is_carried_along(tmp_path: Path) -> None
 
 def test_an_id_column_names_the_images_and_a_null_id_does_not_lose_its_row(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", numbered(3), key=pa.array([7, None, 9]))
-    rows = read(ParquetReader(Storage(), "image", "key"), listed(path))
+    rows = read(reader_of(id_="key"), listed(path))
     assert [columns["image_id"] for columns, _ in rows] == ["7", f"file:{path}#1", "9"]
 
 
@@ -100,9 +107,7 @@ def test_hugging_faces_struct_gives_its_bytes_or_says_what_its_path_names(tmp_pa
         {"bytes": b"", "path": None},
     ]
     path = write(tmp_path / "x.parquet", pa.array(values, HUGGING_FACE))
-    one, null, elsewhere, empty = (
-        content for _, content in read(ParquetReader(Storage(), "image"), listed(path))
-    )
+    one, null, elsewhere, empty = (content for _, content in read(reader_of(), listed(path)))
     assert (one, empty) == (b"x", b"")
     assert (null.status, elsewhere.status) == ("missing", "missing")
     assert "bytes are null" in str(null)
@@ -114,13 +119,13 @@ def test_a_path_that_is_not_utf_8_is_no_reason_to_fail(tmp_path: Path) -> None:
     names = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe"))
     struct = pa.StructArray.from_arrays([pa.array([None], pa.binary()), names], ["bytes", "path"])
     path = write(tmp_path / "x.parquet", struct)
-    [(_, content)] = read(ParquetReader(Storage(), "image"), listed(path))
+    [(_, content)] = read(reader_of(), listed(path))
     assert content.status == "missing"
 
 
 def test_a_column_that_a_file_lacks_is_null(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", numbered(2), num=pa.array([1.0, None]))
-    reader = ParquetReader(Storage(), "image", "no_such_id", ("text", "num"), CARRIED)
+    reader = reader_of(id_="no_such_id", carried=CAPTION_AND_NUM)
     rows = [columns for columns, _ in read(reader, listed(path))]
     assert [(row["caption"], row["num"]) for row in rows] == [(None, 1), (None, None)]
     assert rows[1]["image_id"] == f"file:{path}#1"
@@ -129,26 +134,26 @@ def test_a_column_that_a_file_lacks_is_null(tmp_path: Path) -> None:
 def test_nanoseconds_become_microseconds(tmp_path: Path) -> None:
     times = pa.array([1_000_000_001], pa.timestamp("ns", "UTC"))
     path = write(tmp_path / "x.parquet", numbered(1), at=times)
-    carried = pa.schema([("at", pa.timestamp("us", "UTC"))])
-    [(columns, content)] = read(ParquetReader(Storage(), "image", None, ("at",), carried), listed(path))
+    at = pa.field("at", pa.timestamp("us", "UTC"))
+    [(columns, content)] = read(reader_of(carried={"at": at}), listed(path))
     assert (columns["at"], content) == (datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC), b"0000")
 
 
 def test_a_reader_travels_to_the_executors() -> None:
-    reader = ParquetReader(Storage(), "image", "key", ("text", "num"), CARRIED)
+    reader = reader_of(id_="key", carried=CAPTION_AND_NUM)
     assert pickle.loads(pickle.dumps(reader)) == reader  # noqa: S301 - our own bytes
 
 
 def test_chunks_of_large_images_are_small(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", numbered(20, size=8 << 20))
-    sizes = [chunk.columns.num_rows for chunk in ParquetReader(Storage(), "image").read(listed(path))]
+    sizes = [chunk.columns.num_rows for chunk in reader_of().read(listed(path))]
     assert sum(sizes) == 20
     assert max(sizes) <= 4
 
 
 def test_a_file_of_no_rows_has_none(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", pa.array([], pa.binary()))
-    assert read(ParquetReader(Storage(), "image"), listed(path)) == []
+    assert read(reader_of(), listed(path)) == []
 
 
 BROKEN = {
@@ -165,7 +170,7 @@ def test_a_damaged_file_is_one_row_and_the_next_file_is_read(tmp_path: Path, nam
     good = write(tmp_path / "good.parquet", numbered(2))
     bad = tmp_path / "bad.parquet"
     bad.write_bytes(damage(good.read_bytes()))
-    (columns, error), *others = read(ParquetReader(Storage(), "image"), listed(bad, good))
+    (columns, error), *others = read(reader_of(), listed(bad, good))
     assert (columns["image_id"], columns["source_file"]) == (f"file:{bad}", f"file:{bad}")
     assert isinstance(error, ImageError)
     assert error.status == status
@@ -175,7 +180,7 @@ def test_a_damaged_file_is_one_row_and_the_next_file_is_read(tmp_path: Path, nam
 
 
 def test_a_file_that_vanished_is_missing(tmp_path: Path) -> None:
-    [(columns, error)] = read(ParquetReader(Storage(), "image"), listed(tmp_path / "gone.parquet"))
+    [(columns, error)] = read(reader_of(), listed(tmp_path / "gone.parquet"))
     assert columns["image_id"] == f"file:{tmp_path}/gone.parquet"
     assert error.status == "missing"
 
@@ -183,10 +188,10 @@ def test_a_file_that_vanished_is_missing(tmp_path: Path) -> None:
 def test_a_damaged_file_of_many_parts_is_one_row_but_a_vanished_one_cannot_be_silent(tmp_path: Path) -> None:
     bad = tmp_path / "bad.parquet"
     bad.write_bytes(b"x" * 100)
-    assert len(read(ParquetReader(Storage(), "image"), listed(bad, parts=3))) == 1
+    assert len(read(reader_of(), listed(bad, parts=3))) == 1
     # Which of the tasks found the file still there, no other can know.
     bad.unlink()
-    rows = read(ParquetReader(Storage(), "image"), listed(bad, parts=3))
+    rows = read(reader_of(), listed(bad, parts=3))
     assert [row["image_id"] for row, _ in rows] == [f"file:{bad}{part}" for part in ("", "#part1", "#part2")]
 
 
@@ -201,14 +206,14 @@ def test_a_file_without_the_content_column_is_one_row(
     tmp_path: Path, content_column: str, status: str, said: str
 ) -> None:
     path = write(tmp_path / "x.parquet", numbered(3), 1, num=pa.array([1, 2, 3]))
-    [(columns, error)] = read(ParquetReader(Storage(), content_column), listed(path, parts=2))
+    [(columns, error)] = read(reader_of(content_column), listed(path, parts=2))
     assert (columns["image_id"], error.status) == (f"file:{path}", status)
     assert said in str(error)
 
 
 def test_a_carried_column_of_a_type_that_cannot_be_cast_is_one_row(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", numbered(3), 1, num=pa.array([[1], [2], [3]]))
-    reader = ParquetReader(Storage(), "image", None, ("text", "num"), CARRIED)
+    reader = reader_of(carried=CAPTION_AND_NUM)
     [(columns, error)] = read(reader, listed(path))
     assert columns["image_id"] == f"file:{path}"
     assert "num is list<" in str(error)
@@ -217,7 +222,7 @@ def test_a_carried_column_of_a_type_that_cannot_be_cast_is_one_row(tmp_path: Pat
 
 def test_a_carried_value_that_cannot_be_cast_costs_its_row_group(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", numbered(6), 2, num=pa.array(["1", "2", "3", "x", "5", "6"]))
-    reader = ParquetReader(Storage(), "image", None, ("text", "num"), CARRIED)
+    reader = reader_of(carried=CAPTION_AND_NUM)
     rows = read(reader, listed(path))
     assert [columns["num"] for columns, _ in rows] == [1, 2, None, 5, 6]
     columns, error = rows[2]
@@ -232,7 +237,7 @@ def test_a_damaged_page_costs_the_rest_of_its_row_group(tmp_path: Path) -> None:
     whole = bytearray(path.read_bytes())
     whole[chunk.data_page_offset : chunk.data_page_offset + 20] = b"\xff" * 20
     path.write_bytes(whole)
-    rows = read(ParquetReader(Storage(), "image"), listed(path))
+    rows = read(reader_of(), listed(path))
     problems = [(columns, error) for columns, error in rows if isinstance(error, ImageError)]
     assert [content for _, content in rows if isinstance(content, bytes)] == [
         *(str(i).encode().rjust(4, b"0") for i in [*range(100), *range(200, 300)])
@@ -251,7 +256,7 @@ def test_no_damage_makes_a_reader_raise(tmp_path: Path, at: float, damage: bytes
     start = int(at * len(whole))
     whole[start : start + len(damage)] = damage
     path.write_bytes(whole)
-    reader = ParquetReader(Storage(), "image", None, ("caption",), CARRIED.remove(1))
+    reader = reader_of(carried={"caption": CARRIED.field("caption")})
     rows = read(reader, listed(path))
     lost = sum(isinstance(content, ImageError) for _, content in rows)
     assert 1 <= len(rows) - lost + 1 <= 51
@@ -264,7 +269,7 @@ def test_no_damage_makes_a_reader_raise(tmp_path: Path, at: float, damage: bytes
 def test_a_file_cut_anywhere_is_one_row(tmp_path: Path, length: float) -> None:
     path = write(tmp_path / "x.parquet", numbered(20), 5)
     os.truncate(path, int(length * path.stat().st_size))
-    [(_, error)] = read(ParquetReader(Storage(), "image"), listed(path))
+    [(_, error)] = read(reader_of(), listed(path))
     assert error.status == "undecodable"
 
 
@@ -283,7 +288,7 @@ def test_tasks_share_row_groups_of_any_size(tmp_path: Path, sizes: list[int], pa
     with pq.ParquetWriter(path, rows, compression="none", use_dictionary=False) as writer:
         for size in sizes:
             writer.write_batch(pa.record_batch([numbered(1, size)], schema=rows))
-    reader = ParquetReader(Storage(), "image")
+    reader = reader_of()
     ids = [columns["image_id"] for columns, _ in read(reader, listed(path, parts=parts))]
     assert ids == [f"file:{path}#{i}" for i in range(len(sizes))]
 
@@ -291,7 +296,7 @@ def test_tasks_share_row_groups_of_any_size(tmp_path: Path, sizes: list[int], pa
 def test_tasks_share_a_file_evenly(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", numbered(30, size=5000), 3)
     parts = [next(listed(path, parts=3)).slice(part, 1) for part in range(3)]
-    reader = ParquetReader(Storage(), "image")
+    reader = reader_of()
     ids = [[columns["image_id"] for columns, _ in read(reader, [part])] for part in parts]
     assert sorted(itertools.chain(*ids)) == sorted(f"file:{path}#{i}" for i in range(30))
     assert [len(of_part) for of_part in ids] == [9, 12, 9]
@@ -302,7 +307,7 @@ def test_a_footer_that_contradicts_itself_is_one_row(tmp_path: Path) -> None:
     whole = path.read_bytes()
     footer = whole.rindex(bytes([0x16, 2 * 7]))  # the count of rows of the last row group, as thrift has it
     path.write_bytes(whole[:footer] + bytes([0x16, 0]) + whole[footer + 2 :])
-    [(columns, error)] = read(ParquetReader(Storage(), "image"), listed(path, parts=2))
+    [(columns, error)] = read(reader_of(), listed(path, parts=2))
     assert (columns["image_id"], error.status) == (f"file:{path}", "undecodable")
     assert "77 rows in all, 70 in its row groups" in str(error)
 
@@ -316,7 +321,7 @@ def test_damaged_metadata_of_a_column_do_not_end_the_process(tmp_path: Path) -> 
         damaged = bytearray(whole)
         damaged[offset] ^= 0x10
         path.write_bytes(damaged)
-        assert read(ParquetReader(Storage(), "image"), listed(path))
+        assert read(reader_of(), listed(path))
 
 
 def test_text_that_is_not_utf_8_is_carried_along_as_far_as_it_is(tmp_path: Path) -> None:
@@ -324,11 +329,11 @@ def test_text_that_is_not_utf_8_is_carried_along_as_far_as_it_is(tmp_path: Path)
         2, pa.py_buffer(np.int32([0, 3, 4]).tobytes()), pa.py_buffer(b"a\xffbc")
     )
     path = write(tmp_path / "x.parquet", numbered(2), text=texts, num=pa.array([1, 2]))
-    rows = read(ParquetReader(Storage(), "image", "text", ("text", "num"), CARRIED), listed(path))
+    rows = read(reader_of(id_="text", carried=CAPTION_AND_NUM), listed(path))
     assert [(row["caption"], row["image_id"]) for row, _ in rows] == [("a\ufffdb", "a\ufffdb"), ("c", "c")]
 
 
 def test_rows_without_a_file_of_columns_are_named_and_empty() -> None:
     part = FilePart("file:/x", pa.scalar(WHEN, pa.timestamp("us", "UTC")), 0, 1)
-    rows = RowColumns(None, ("text", "num"), CARRIED).of(part, 5, 2, None).to_pylist()
+    rows = RowColumns(carried=CAPTION_AND_NUM).of_rows(part, 5, 2).to_pylist()
     assert [(row["image_id"], row["num"]) for row in rows] == [("file:/x#5", None), ("file:/x#6", None)]

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nsfw_spark.readers.parquet import ParquetReader
+from nsfw_spark.readers.parquet import ParquetReader, RowColumns
 from nsfw_spark.readers.storage import Storage
 from nsfw_spark.readers.webdataset import TarReader
 from nsfw_spark.shards import KEY, SHARD, TEMPORARY, Shard, ShardFormat, ShardWriter
@@ -170,8 +170,8 @@ def test_the_reader_of_tars_reads_them_back(tmp_path: Path) -> None:
 def test_the_reader_of_parquet_reads_them_back(tmp_path: Path) -> None:
     images = [image(1), image(2, format="JPEG", content=jpeg(seed=2))]
     write(tmp_path, "parquet", images)
-    carried = pa.schema([("caption", pa.string())])
-    reader = ParquetReader(Storage(), "image", "image_id", ("caption",), carried)
+    columns = RowColumns("image", "image_id", {"caption": pa.field("caption", pa.string())})
+    reader = ParquetReader(Storage(), columns)
     (chunk,) = reader.read(listed(tmp_path / "00000.parquet"))
     assert list(chunk.contents) == [row["content"] for row in images]
     assert chunk.columns.column("image_id").to_pylist() == [row["image_id"] for row in images]

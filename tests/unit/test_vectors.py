@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from nsfw_spark.errors import ImageError
 from nsfw_spark.readers import VectorReader
+from nsfw_spark.readers.parquet import RowColumns
 from nsfw_spark.readers.storage import Storage
 from nsfw_spark.readers.vectors import (
     BLOCK_ROWS,
@@ -29,7 +30,8 @@ from nsfw_spark.readers.vectors import (
 )
 
 D = 8
-CARRIED = pa.schema([("caption", pa.string())])
+CAPTION = pa.field("caption", pa.string())
+EMB = RowColumns("emb")
 Found = list[tuple[dict[str, Any], list[float] | ImageError]]
 """Columns of a row, and its vector or why there is none."""
 
@@ -98,7 +100,7 @@ def test_lists_of_every_kind_are_read(
 ) -> None:
     vectors = numbers(5, dtype)
     path = write(tmp_path / "x.parquet", as_column(vectors, list_type), 2)
-    rows = read(ParquetVectorReader(Storage(), "emb", D), listed(path))
+    rows = read(ParquetVectorReader(Storage(), D, EMB), listed(path))
     assert vectors_in(rows) == vectors.tolist()
     assert ids(rows) == [f"file:{path}#{i}" for i in range(5)]
 
@@ -107,7 +109,7 @@ def test_ids_and_columns_come_along_in_blocks(tmp_path: Path) -> None:
     num_rows = 2 * BLOCK_ROWS + 10
     names = pa.array([f"u{i}" for i in range(num_rows)])
     path = write(tmp_path / "x.parquet", as_column(numbers(num_rows)), key=names, text=names)
-    reader = ParquetVectorReader(Storage(), "emb", D, "key", ("text",), CARRIED)
+    reader = ParquetVectorReader(Storage(), D, RowColumns("emb", "key", {"text": CAPTION}))
     sizes = [len(chunk.vectors) for chunk in reader.read(listed(path))]
     assert sizes == [BLOCK_ROWS, BLOCK_ROWS, 10]
     rows = read(reader, listed(path))
@@ -134,7 +136,7 @@ def test_a_bad_vector_says_why_and_the_others_are_as_they_were(tmp_path: Path, n
     good = numbers(3, np.float64).tolist()
     column = pa.array([good[0], bad, *good[1:]], pa.list_(pa.float64()))
     path = write(tmp_path / "x.parquet", column)
-    rows = read(ParquetVectorReader(Storage(), "emb", D), listed(path))
+    rows = read(ParquetVectorReader(Storage(), D, EMB), listed(path))
     assert vectors_in(rows) == good
     [(image_id, got, message)] = problems_in(rows)
     assert (image_id, got) == (f"file:{path}#1", status)
@@ -143,7 +145,7 @@ def test_a_bad_vector_says_why_and_the_others_are_as_they_were(tmp_path: Path, n
 
 def test_bad_vectors_of_a_fixed_size_list_say_why(tmp_path: Path) -> None:
     column = pa.array([[1.0] * D, None, [0.0] * D], pa.list_(pa.float32(), D))
-    rows = read(ParquetVectorReader(Storage(), "emb", D), listed(write(tmp_path / "x.parquet", column)))
+    rows = read(ParquetVectorReader(Storage(), D, EMB), listed(write(tmp_path / "x.parquet", column)))
     assert [status for _, status, _ in problems_in(rows)] == ["missing", "not_finite"]
     assert vectors_in(rows) == [[1.0] * D]
 
@@ -156,7 +158,7 @@ def test_very_long_and_very_short_vectors_have_a_direction(tmp_path: Path, lengt
 
 def test_a_column_that_holds_no_floats_is_one_row(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", pa.array([[1, 2], [3, 4]]), 1)
-    rows = read(ParquetVectorReader(Storage(), "emb", D), listed(path, parts=2))
+    rows = read(ParquetVectorReader(Storage(), D, EMB), listed(path, parts=2))
     [(image_id, status, message)] = problems_in(rows)
     assert (image_id, status, len(rows)) == (f"file:{path}", "unsupported", 1)
     assert "expected a list of float16, float32 or float64" in message
@@ -200,7 +202,7 @@ def clip_retrieval(folder: Path, num_vectors: int, num_metadata: int, group: int
     return folder / "img_emb" / "img_emb_0.npy"
 
 
-METADATA_READER = NpyReader(Storage(), D, "image_path", ("caption",), CARRIED)
+METADATA_READER = NpyReader(Storage(), D, RowColumns(None, "image_path", {"caption": CAPTION}))
 
 
 def test_the_metadata_of_clip_retrieval_gives_ids_and_captions(tmp_path: Path) -> None:
@@ -394,7 +396,7 @@ def test_metadata_is_looked_for_where_clip_retrieval_puts_it_then_beside() -> No
 
 
 @pytest.mark.parametrize(
-    "reader", [METADATA_READER, ParquetVectorReader(Storage(), "emb", D), VectorColumnReader(D)]
+    "reader", [METADATA_READER, ParquetVectorReader(Storage(), D, EMB), VectorColumnReader(D)]
 )
 def test_a_reader_travels_to_the_executors(reader: VectorReader) -> None:
     assert pickle.loads(pickle.dumps(reader)) == reader  # noqa: S301 - our own bytes

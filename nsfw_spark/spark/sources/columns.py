@@ -1,10 +1,14 @@
-"""Which columns of a table are what: the images or embeddings, the ids, and what is carried along."""
+"""Chooses the columns of a table: the images or embeddings, the ids, and the carried columns.
+
+In: a table's schema and the user's options. Out: `TableColumns`. Reads no data.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from pyspark.sql.types import (
     ArrayType,
@@ -17,126 +21,127 @@ from pyspark.sql.types import (
 )
 
 from nsfw_spark.errors import InputError
-from nsfw_spark.spark.schema import IMAGE_ID, is_ours
+from nsfw_spark.readers.parquet import RowColumns
+from nsfw_spark.spark.schema import IMAGE_ID, arrow_schema, is_ours
 from nsfw_spark.spark.sources.source import SourceOptions
-
-_IMAGE_NAMES: Final = ("image", "content", "bytes", "img", "jpg", "picture", "photo")
-_VECTOR_NAMES: Final = ("embedding", "embeddings", "image_embedding", "img_emb", "vector", "emb")
 
 
 @dataclass(frozen=True)
 class TableColumns:
     """The columns of a source that is a table."""
 
-    content: str
-    """With the images, binary or a struct that has `bytes`; or with the embeddings."""
+    content: str | None
+    """Column with the images or embeddings; None if they are not in the table."""
     id: str | None
-    """With the image_ids, if the user named it or it is called image_id."""
+    """Column with the image_ids: the user's choice, or a column called image_id."""
     carried: dict[str, StructField]
     """Name in the source → column of image_scores."""
 
+    @property
+    def for_reader(self) -> RowColumns:
+        """The same columns, for a reader of Parquet files."""
+        fields = arrow_schema(StructType(list(self.carried.values())))
+        return RowColumns(self.content, self.id, dict(zip(self.carried, fields, strict=True)))
 
-def is_image(type_: DataType) -> bool:
-    """Whether a column holds encoded images: binary, or Hugging Face's struct of `bytes` and `path`."""
-    if isinstance(type_, StructType):
+
+class _Kind(NamedTuple):
+    """A kind of content."""
+
+    plural: str
+    types: str
+    fits: Callable[[DataType], bool]
+    names: tuple[str, ...]
+    """Usual names of the column; the first that a table has wins over other columns of the type."""
+
+
+def _is_image(type_: DataType) -> bool:
+    if isinstance(type_, StructType):  # as Hugging Face stores images
         return "bytes" in type_.names and isinstance(type_["bytes"].dataType, BinaryType)
     return isinstance(type_, BinaryType)
 
 
-def is_vector(type_: DataType) -> bool:
-    """Whether a column holds embeddings: an array of float or double."""
+def _is_vector(type_: DataType) -> bool:
     return isinstance(type_, ArrayType) and isinstance(type_.elementType, FloatType | DoubleType)
 
 
-def image_columns(schema: StructType, options: SourceOptions) -> TableColumns:
-    """Say which columns of a table of images are what.
+_IMAGES: Final = _Kind(
+    "images",
+    "binary, or a struct {bytes, path}",
+    _is_image,
+    ("image", "content", "bytes", "img", "jpg", "picture", "photo"),
+)
+_VECTORS: Final = _Kind(
+    "embeddings",
+    "an array of float or double",
+    _is_vector,
+    ("embedding", "embeddings", "image_embedding", "img_emb", "vector", "emb"),
+)
+
+
+def content_columns(schema: StructType, options: SourceOptions) -> TableColumns:
+    """Choose the columns of a table of images, or of embeddings.
 
     Raises:
-        InputError: No column holds images, or several do; or one that was named is not there.
+        InputError: No column holds them, it is unclear which one does, or a named column does not exist.
     """
-    what = "images: binary, or a struct {bytes, path}"
-    return _columns(schema, options, is_image, what, _IMAGE_NAMES)
+    kind = _VECTORS if options.has_vectors else _IMAGES
+    options.check_named(schema.names, options.content_column)
+    content = options.content_column or _found(schema, options, kind)
+    if not kind.fits(schema[content].dataType):
+        raise InputError(
+            f"input {options.uri}: column {content} is {schema[content].dataType.simpleString()}; expected "
+            f"{kind.plural}: {kind.types}. Name another with --content-column"
+        )
+    # More columns of images would be copied into each of the tables, so they are carried only by name.
+    others = [field.name for field in schema if kind.fits(field.dataType) and field.name != content]
+    left_out = [name for name in others if name not in options.named]
+    if left_out and (options.carry == "all" or options.content_column is None):
+        sys.stderr.write(
+            f"nsfw-spark: input {options.uri}: takes {kind.plural} from column {content} and leaves out "
+            f"{', '.join(left_out)}, which could hold {kind.plural} too. Choose with --content-column; to "
+            "carry a column: --carry NAME\n"
+        )
+    return metadata_columns(schema, options, content=content, left_out=left_out)
 
 
-def vector_columns(schema: StructType, options: SourceOptions) -> TableColumns:
-    """Say which columns of a table of embeddings are what.
+def metadata_columns(
+    schema: StructType, options: SourceOptions, *, content: str | None = None, left_out: Sequence[str] = ()
+) -> TableColumns:
+    """Choose the columns of ids and the carried columns.
 
     Raises:
-        InputError: No column holds embeddings, or several do; or one that was named is not there.
-    """
-    return _columns(schema, options, is_vector, "embeddings: an array of float or double", _VECTOR_NAMES)
-
-
-def id_and_carried(
-    schema: StructType, options: SourceOptions, *, without: Sequence[str] = ()
-) -> tuple[str | None, dict[str, StructField]]:
-    """Say which columns hold the ids and what is carried along, of those that are not `without`.
-
-    Raises:
-        InputError: A column that was named is not there.
+        InputError: A named column does not exist.
     """
     id_column = options.id_column
     if id_column is None and IMAGE_ID.name in schema.names:
         id_column = IMAGE_ID.name
-    _check_there(schema, options, id_column)
-    left = [field for field in schema if field.name not in (*without, id_column)]
-    return id_column, {field.name: _carried(field, options) for field in left if options.carries(field.name)}
-
-
-def _columns(
-    schema: StructType,
-    options: SourceOptions,
-    fits: Callable[[DataType], bool],
-    what: str,
-    names: Sequence[str],
-) -> TableColumns:
-    _check_there(schema, options, options.content_column)
-    content = options.content_column or _found(schema, options, fits, what, names)
-    if not fits(schema[content].dataType):
-        raise InputError(
-            f"input {options.uri}: column {content} is {schema[content].dataType.simpleString()}; expected "
-            f"{what}. Name another with --content-column"
-        )
-    # Further columns of images or embeddings would be copied into each of the tables: not unless named.
-    others = [f.name for f in schema if fits(f.dataType) and options.carry == "all"]
-    id_column, carried = id_and_carried(schema, options, without=[content, *others])
+    options.check_named(schema.names, id_column)
+    others = [field for field in schema if field.name not in (content, id_column, *left_out)]
+    carried = {field.name: _renamed(field, options) for field in options.carried(others)}
     return TableColumns(content, id_column, carried)
 
 
-def _found(
-    schema: StructType,
-    options: SourceOptions,
-    fits: Callable[[DataType], bool],
-    what: str,
-    names: Sequence[str],
-) -> str:
-    fitting = [field.name for field in schema if fits(field.dataType)]
+def _found(schema: StructType, options: SourceOptions, kind: _Kind) -> str:
+    fitting = [field.name for field in schema if kind.fits(field.dataType)]
     if len(fitting) == 1:
         return fitting[0]
-    if known := [name for name in names if name in fitting]:
+    if known := [name for name in kind.names if name in fitting]:
         return known[0]
-    has = ", ".join(f"{field.name} {field.dataType.simpleString()}" for field in schema)
-    if not fitting:
-        is_other = fits is is_image and any(is_vector(field.dataType) for field in schema)
-        hint = ". To score embeddings: --format embeddings" if is_other else ""
-        raise InputError(f"input {options.uri} has no column with {what}. Its columns: {has}{hint}")
+    if fitting:
+        raise InputError(
+            f"input {options.uri} has {len(fitting)} columns with {kind.plural}: {', '.join(fitting)}. Name "
+            "one with --content-column"
+        )
+    columns = ", ".join(f"{field.name} {field.dataType.simpleString()}" for field in schema)
+    has_vectors = kind is _IMAGES and any(_is_vector(field.dataType) for field in schema)
     raise InputError(
-        f"input {options.uri} has {len(fitting)} columns with {what}: {', '.join(fitting)}. Name one with "
-        "--content-column"
+        f"input {options.uri} has no column with {kind.plural}: {kind.types}. Its columns: {columns}"
+        + (". To score embeddings: --format embeddings" if has_vectors else "")
     )
 
 
-def _check_there(schema: StructType, options: SourceOptions, name: str | None) -> None:
-    named = [] if options.carry in ("all", "none") else [each.strip() for each in options.carry.split(",")]
-    wrong = [each for each in (name, *named) if each is not None and each not in schema.names]
-    if wrong:
-        raise InputError(
-            f"input {options.uri} has no column {', '.join(wrong)}. Its columns: {', '.join(schema.names)}"
-        )
-
-
-def _carried(field: StructField, options: SourceOptions) -> StructField:
-    """Return the column of image_scores: under a name of its own where it would hide one of ours."""
+def _renamed(field: StructField, options: SourceOptions) -> StructField:
+    """Return the column of image_scores: `source_NAME` if image_scores has a column NAME already."""
     is_taken = is_ours(field.name) or field.name.lower() in options.taken
     name = f"source_{field.name}" if is_taken else field.name
     comment = field.metadata.get("comment", "of the source")

@@ -1,8 +1,7 @@
-"""What an input is, where the user did not say: `--format auto`."""
+"""Opens a source: looks at an input to find its format (`--format auto`), and checks that it can be read."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Final
@@ -13,100 +12,98 @@ from pyspark.sql import SparkSession
 from nsfw_spark.errors import InputError
 from nsfw_spark.readers.webdataset import IMAGE_EXTENSIONS
 from nsfw_spark.spark.hadoop import exists
-from nsfw_spark.spark.sources.delta import DeltaImages, DeltaVectors, is_table_name
+from nsfw_spark.spark.sources.delta import DeltaRows, is_table_name
 from nsfw_spark.spark.sources.files import AutoLoaderFiles, ImageFiles, files_below
-from nsfw_spark.spark.sources.parquet import NpyFiles, ParquetImages, ParquetVectors
+from nsfw_spark.spark.sources.parquet import NpyFiles, ParquetFiles
 from nsfw_spark.spark.sources.source import Source, SourceOptions
 from nsfw_spark.spark.sources.webdataset import Tars
 from nsfw_spark.uris import absolute_uri
 
-_FILES_SEEN: Final = 1_000
+_SOURCES: Final[Mapping[str, Callable[[SparkSession, SourceOptions], Source]]] = {
+    "files": ImageFiles,
+    "cloudfiles": AutoLoaderFiles,
+    "webdataset": Tars,
+    "parquet": ParquetFiles,
+    "delta": DeltaRows,
+    "npy": NpyFiles,
+}
+_WITH_VECTORS: Final = ("npy", "parquet", "delta")
+
+_NAMES_SEEN: Final = 1_000
 _SUFFIXES: Final = {
     "webdataset": Tars.suffixes,
     "npy": NpyFiles.suffixes,
-    "parquet": ParquetImages.suffixes,
+    "parquet": ParquetFiles.suffixes,
 }
-_IMAGE: Final = "files"
+_FILES: Final = "files"
 _OTHER: Final = "other"
 _BESIDE: Final = {"webdataset": {"parquet", _OTHER}, "npy": {"parquet", _OTHER}}
-"""What usually lies beside: img2dataset writes a Parquet file and a JSON a tar, clip-retrieval one a .npy."""
+"""Files that usually lie beside: img2dataset writes Parquet and JSON for each tar, clip-retrieval Parquet."""
 
 
-def detect_format(spark: SparkSession, options: SourceOptions) -> str:
-    """Look at an input and return what it is: `files`, `webdataset`, `parquet`, `npy` or `delta`.
+def open_source(spark: SparkSession, options: SourceOptions) -> Source:
+    """Find the format of an input and open it, without listing all of it.
 
     Raises:
-        InputError: It holds several of them.
+        InputError: The input is missing, empty, or has another shape than expected.
+        ConfigError: The format does not exist on this cluster.
     """
-    if is_table_name(spark, options.uri) or is_delta(spark, options.uri):
+    looks = options.has_vectors or options.format == "auto"
+    format_ = _detect_format(spark, options) if looks else options.format
+    if options.has_vectors and format_ not in _WITH_VECTORS:
+        raise InputError(
+            f"input {options.uri} holds no embeddings; expected .npy or Parquet files, or a Delta table"
+        )
+    if format_ == "npy" and not options.has_vectors:
+        raise InputError(f"input {options.uri} holds embeddings (.npy). To score them: --format embeddings")
+    if format_ in ("files", "parquet") and _is_delta(spark, options.uri):
+        raise InputError(f"input {options.uri} is a Delta table, not a directory of files: --format delta")
+    return _SOURCES[format_](spark, options)
+
+
+def _detect_format(spark: SparkSession, options: SourceOptions) -> str:
+    """Return the format of an input: `files`, `webdataset`, `parquet`, `npy` or `delta`."""
+    if is_table_name(spark, options.uri) or _is_delta(spark, options.uri):
         return "delta"
+    found: dict[str, list[str]] = {}  # by format: the files
     try:
-        names = list(islice(files_below(spark, absolute_uri(options.uri), options.glob), _FILES_SEEN))
+        for uri in islice(files_below(spark, absolute_uri(options.uri), options.glob), _NAMES_SEEN):
+            found.setdefault(_format_of(uri), []).append(uri)
     except Py4JJavaError:
-        return "files"  # whose own check says what is wrong
-    found = Counter(_format_of(name) for name in names)
+        return _FILES  # ImageFiles reports the error
     for main, beside in _BESIDE.items():
         if main in found:
-            # Images are not passed over in silence; where embeddings are asked for, they are not meant.
-            ignored = beside | {_IMAGE} if options.format == "embeddings" else beside
-            found = Counter({name: n for name, n in found.items() if name not in ignored})
-    if others := found.pop(_OTHER, 0):
-        found[_IMAGE] += others  # of any name: what they hold will be seen
+            # Images are never skipped in silence, except when the user wants embeddings.
+            ignored = beside | {_FILES} if options.has_vectors else beside
+            found = {format_: uris for format_, uris in found.items() if format_ not in ignored}
+    if others := found.pop(_OTHER, []):
+        found.setdefault(_FILES, []).extend(others)  # their content may be images
     if len(found) > 1:
-        seen = " and ".join(f"{number} of {name}" for name, number in found.most_common())
-        raise InputError(
-            f"input {options.uri} holds files of several formats ({seen}); expected one. Say which: --format"
-        )
-    return next(iter(found), _IMAGE)
+        raise InputError(_several_formats(options.uri, found))
+    return next(iter(found), _FILES)
 
 
-def is_delta(spark: SparkSession, uri: str) -> bool:
-    """Whether there is a Delta table in this directory."""
+def _several_formats(uri: str, found: Mapping[str, list[str]]) -> str:
+    usual, *odd = sorted(found.items(), key=lambda item: -len(item[1]))
+    shown = f"{len(usual[1])} of {usual[0]}"
+    shown += "".join(f" and {len(uris)} of {name}, such as {uris[0]}" for name, uris in odd)
+    return (
+        f"input {uri} holds files of several formats: {shown} (only the first {_NAMES_SEEN:,} names were "
+        "looked at). Expected one format. Say which: --format"
+    )
+
+
+def _format_of(uri: str) -> str:
+    name = uri.lower()
+    for format_, suffixes in _SUFFIXES.items():
+        if name.endswith(tuple(f".{suffix}" for suffix in suffixes)):
+            return format_
+    return _FILES if name.rpartition(".")[2] in IMAGE_EXTENSIONS else _OTHER
+
+
+def _is_delta(spark: SparkSession, uri: str) -> bool:
+    """Whether a directory is a Delta table."""
     try:
         return exists(spark, f"{absolute_uri(uri).rstrip('/')}/_delta_log")
     except Py4JJavaError:
         return False
-
-
-def _format_of(name: str) -> str:
-    name = name.lower()
-    for format_, suffixes in _SUFFIXES.items():
-        if name.endswith(tuple(f".{suffix}" for suffix in suffixes)):
-            return format_
-    return _IMAGE if name.rpartition(".")[2] in IMAGE_EXTENSIONS else _OTHER
-
-
-_IMAGES: Final[Mapping[str, Callable[[SparkSession, SourceOptions], Source]]] = {
-    "files": ImageFiles,
-    "cloudfiles": AutoLoaderFiles,
-    "webdataset": Tars,
-    "parquet": ParquetImages,
-    "delta": DeltaImages,
-}
-_VECTORS: Final[Mapping[str, Callable[[SparkSession, SourceOptions], Source]]] = {
-    "npy": NpyFiles,
-    "parquet": ParquetVectors,
-    "delta": DeltaVectors,
-}
-
-
-def open_source(spark: SparkSession, options: SourceOptions) -> Source:
-    """Find out what an input is, and make sure that there is something to read, without listing it all.
-
-    Raises:
-        InputError: It is missing, empty, or not of the expected shape.
-        ConfigError: The format is not to be had here.
-    """
-    if options.format == "embeddings":
-        found = detect_format(spark, options)
-        if found not in _VECTORS:
-            raise InputError(
-                f"input {options.uri} holds no embeddings; expected .npy or Parquet files, or a Delta table"
-            )
-        return _VECTORS[found](spark, options)
-    format_ = options.format if options.format != "auto" else detect_format(spark, options)
-    if format_ == "npy":
-        raise InputError(f"input {options.uri} holds embeddings (.npy). To score them: --format embeddings")
-    if format_ in ("files", "parquet") and is_delta(spark, options.uri):
-        raise InputError(f"input {options.uri} is a Delta table, not a directory of files: --format delta")
-    return _IMAGES[format_](spark, options)

@@ -1,126 +1,177 @@
-"""What all sources have in common."""
+"""`Source`, the base class of all sources, and the options that describe one."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
+import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructField, StructType
 
-from nsfw_spark.errors import InputError
-from nsfw_spark.readers import Reader, VectorReader
+from nsfw_spark.errors import ImageError, InputError
+from nsfw_spark.options import Format
+from nsfw_spark.readers import Chunk, Reader, VectorReader
 from nsfw_spark.readers.chunk import MOST_BYTES
-from nsfw_spark.spark.schema import IMAGE_ID, MODIFICATION_TIME, SOURCE_FILE
+from nsfw_spark.spark.schema import CONTENT, IMAGE_ID, MODIFICATION_TIME, SOURCE_FILE, arrow_schema
+
+FILE_COLUMNS: Final = (IMAGE_ID, SOURCE_FILE, MODIFICATION_TIME)
+"""First columns of a source whose files hold many images each."""
+IMAGE_BYTES: Final = 50_000
+"""Estimated length of an image, for the size of a micro-batch."""
+VECTOR_BYTES: Final = 4_000
+"""The same of an embedding."""
+_SHOWN_IDS: Final = 3
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What the user said of the input."""
+    """The user's description of an input."""
 
     uri: str
-    """As it was given: a path, a URI, or the name of a table in a catalog."""
-    format: str = "auto"
+    """A path, a URI, or the name of a table in a catalog, as the user wrote it."""
+    format: Format = "auto"
     glob: str | None = None
-    """Only files whose names match; None: those that the format expects."""
+    """Only files whose names match; None means the names that the format expects."""
     content_column: str | None = None
-    """Column with the images, or with the embeddings; None: found by its type."""
+    """Column with the images or embeddings; None finds it by its type."""
     id_column: str | None = None
-    """Column whose values are the image_ids; None: where the row lies."""
+    """Column with the image_ids; None means `image_id` if it exists, else a row's place, `file#row`."""
     carry: str = "all"
-    """Columns to carry along: `all`, `none`, or names with commas between them."""
+    """Columns to carry: `all`, `none`, or names with commas between them."""
     max_bytes: int = MOST_BYTES
-    """Of an encoded image; a longer file, or entry of a tar, is not read."""
+    """Longer images are not read."""
     embedding_dim: int | None = None
-    """D, numbers in an embedding as the model's head wants it."""
+    """D, the numbers in an embedding of the model."""
     taken: tuple[str, ...] = ()
-    """Columns that this model adds to image_scores: one of the source with such a name gets another."""
+    """Columns that this model adds to image_scores; a carried column of such a name is renamed."""
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether the input holds embeddings instead of images."""
+        return self.format == "embeddings"
 
     @property
     def dimension(self) -> int:
-        """D; what the model has been checked to have before a source of embeddings is opened."""
+        """D; the job has checked that the model has one before it opens a source of embeddings."""
         return self.embedding_dim or 0
 
-    def carries(self, name: str) -> bool:
-        """Whether a column of the source is carried along."""
-        if self.carry in ("all", "none"):
-            return self.carry == "all"
-        return name in [each.strip() for each in self.carry.split(",")]
+    @property
+    def named(self) -> list[str]:
+        """The columns that `carry` names."""
+        return [] if self.carry in ("all", "none") else [name.strip() for name in self.carry.split(",")]
+
+    def carried(self, columns: Sequence[StructField]) -> list[StructField]:
+        """Return the columns to carry."""
+        return [column for column in columns if self.carry == "all" or column.name in self.named]
+
+    def check_named(self, columns: Sequence[str], *others: str | None) -> None:
+        """Check that the columns exist which the user named.
+
+        Args:
+            columns: Names of all columns of the source.
+            others: Names from other options than `carry`.
+
+        Raises:
+            InputError: A column does not exist.
+        """
+        if wrong := [name for name in (*others, *self.named) if name is not None and name not in columns]:
+            raise InputError(
+                f"input {self.uri} has no column {', '.join(wrong)}. Its columns: {', '.join(columns)}"
+            )
 
 
 @dataclass(frozen=True)
 class Limit:
-    """How much one micro-batch takes up."""
+    """The size of one micro-batch."""
 
     num_images: int
     num_files: int | None = None
-    """If the user said so, in files; else as many as hold about `num_images`."""
+    """Exact number of files; None means as many files as hold about `num_images`."""
 
 
 class Source(ABC):
-    """Images, checked to be there, and how they are read: what Spark lists, and what a reader makes of it.
+    """A place with images, checked to exist: what Spark lists there, and how the workers read it.
 
     Attributes:
-        uri: The full URI: what the table `runs` says, and what the checkpoint is named after.
-        columns: Of the reader's chunks, those that go into image_scores: image_id, and what is carried along.
-        reader: Reads what is listed, in the Python workers.
-        has_vectors: Whether the reader finds embeddings and not images.
-        file_column: Column of image_scores that tells which listed file a row is from; None where Spark
-            does not list files.
+        uri: The full URI, for the table `runs` and the name of the checkpoint.
+        columns: Columns of the reader's chunks that go into image_scores: image_id and the carried columns.
+        reader: Reads the listed rows in the Python workers.
+        has_vectors: Whether the reader yields embeddings instead of images.
+        has_image_files: Whether each listed file is one image, and its URI the image_id.
+        file_column: Column of image_scores with the listed file of a row; None if Spark lists no files.
+        max_bytes: Longest file that Spark itself reads.
     """
 
     uri: str
     columns: StructType
     reader: Reader | VectorReader
     has_vectors: bool = False
+    has_image_files: bool = False
     file_column: str | None = None
+    max_bytes: int = MOST_BYTES
 
     @abstractmethod
     def stream(self, limit: Limit) -> DataFrame:
-        """List what is new, as a stream."""
+        """List new rows, as a stream."""
 
     @abstractmethod
     def batch(self) -> DataFrame:
-        """List all that is there now."""
+        """List all rows that exist now."""
 
     def ids(self) -> DataFrame | None:
-        """Return the values of the column of ids that are there now; None where the ids are places.
-
-        Returns:
-            One column, `image_id`.
-        """
+        """Return all ids as one column `image_id`; None if an image_id is the place of its image."""
         return None
+
+    def images(self, limit: Limit | None = None) -> DataFrame:
+        """Return the images, `image_id` and the carried columns: new ones as a stream if there is a limit."""
+        return self.read(self.batch() if limit is None else self.stream(limit))
+
+    def read(self, listed: DataFrame) -> DataFrame:
+        """Return `columns` and `content` of the images in listed rows; null content for unreadable images."""
+        result, reader = StructType([*self.columns.fields, CONTENT]), cast("Reader", self.reader)
+
+        def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            schema = arrow_schema(result)
+            for chunk in reader.read(batches):
+                yield _batch(chunk, schema)
+
+        return listed.mapInArrow(read, result)
+
+
+def _batch(chunk: Chunk, schema: pa.Schema) -> pa.RecordBatch:
+    contents = [None if isinstance(content, ImageError) else content for content in chunk.contents]
+    columns = [chunk.columns.column(name) for name in schema.names[:-1]]
+    arrays = [*columns, pa.array(contents, schema.types[-1])]
+    return pa.RecordBatch.from_arrays(
+        [array.cast(type_) for array, type_ in zip(arrays, schema.types, strict=True)], schema=schema
+    )
 
 
 def check_ids(source: Source) -> None:
-    """Make sure that the values of a column of ids tell images apart: one pass over that column.
+    """Check in one pass over the id column that each image has an id of its own.
 
     Raises:
-        InputError: Some are null, or there more than once.
+        InputError: Ids are null or repeated.
     """
     ids = source.ids()
     if ids is None:
         return
     counts = ids.groupBy("image_id").agg(F.count(F.lit(1)).alias("number"))
     wrong = counts.filter(F.col("image_id").isNull() | (F.col("number") > 1)).orderBy(F.desc("number"))
-    if rows := wrong.limit(_SHOWN).collect():
+    if rows := wrong.limit(_SHOWN_IDS).collect():
         shown = "; ".join(
             f"{'null' if row.image_id is None else row.image_id}, {row.number} times" for row in rows
         )
         raise InputError(
-            f"input {source.uri}: ids are null or repeated: {shown}. Expected a column that tells images "
-            "apart: another --id-column, or of files none, for file#row"
+            f"input {source.uri}: ids are null or repeated: {shown}. Expected a different id in each row: "
+            "name another --id-column. For files without one, leave the option out"
         )
 
 
-_SHOWN: Final = 3
-FILE_COLUMNS: Final = (IMAGE_ID, SOURCE_FILE, MODIFICATION_TIME)
-"""Of sources whose files hold many images each."""
-
-
-def chosen(columns: Iterable[StructField], options: SourceOptions) -> list[StructField]:
-    """Return those columns that are carried along."""
-    return [field for field in columns if options.carries(field.name)]
+def quoted(name: str) -> str:
+    """Return a column's name for SQL expressions, dots and backticks included."""
+    return f"`{name.replace('`', '``')}`"

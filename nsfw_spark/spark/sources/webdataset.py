@@ -1,23 +1,21 @@
-"""WebDataset: tars that hold images, and beside them captions and metadata."""
+"""WebDataset on the driver: lists tars; `readers.webdataset` is the worker's half, which reads them."""
 
 from __future__ import annotations
+
+from typing import Final
 
 from pyspark.sql import SparkSession
 from pyspark.sql.types import StringType, StructField, StructType
 
-from nsfw_spark.readers.webdataset import TarReader
+from nsfw_spark.readers.webdataset import SIDECARS, TarReader
 from nsfw_spark.spark.sources.files import ListedFiles
-from nsfw_spark.spark.sources.source import FILE_COLUMNS, SourceOptions, chosen
+from nsfw_spark.spark.sources.source import FILE_COLUMNS, IMAGE_BYTES, SourceOptions
 
-
-def _sidecar(name: str, comment: str) -> StructField:
-    return StructField(name, StringType(), nullable=True, metadata={"comment": comment})
-
-
-_SIDECARS = [
-    _sidecar("caption", "of the .txt beside the image"),
-    _sidecar("json", "of the .json beside the image"),
-    _sidecar("cls", "of the .cls beside the image"),
+_SIDECARS: Final = [
+    StructField(
+        name, StringType(), nullable=True, metadata={"comment": f"of the .{extension} beside the image"}
+    )
+    for extension, name in SIDECARS.items()
 ]
 
 
@@ -26,10 +24,11 @@ class Tars(ListedFiles):
 
     holds = "tars"
     suffixes = ("tar", "tar.gz", "tgz", "tar.bz2", "tbz2", "tar.xz", "txz")
-    bytes_per_image = 50_000
+    bytes_per_image = IMAGE_BYTES
     file_column = "source_file"
 
     def __init__(self, spark: SparkSession, options: SourceOptions) -> None:
         super().__init__(spark, options)
+        options.check_named([column.name for column in (*FILE_COLUMNS, *_SIDECARS)])
         self.reader = TarReader(self.storage(), options.max_bytes)
-        self.columns = StructType([*FILE_COLUMNS, *chosen(_SIDECARS, options)])
+        self.columns = StructType([*FILE_COLUMNS, *options.carried(_SIDECARS)])

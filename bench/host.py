@@ -1,18 +1,18 @@
-"""How fast is the model host, and how much memory does it take?
+"""Measure the throughput and the memory of the model host.
 
-K processes do what a task of a job does, without Spark: read files, decode, send pixels to one host, make
-rows of its answers. All begin at the same moment, each with its own share of the files; only from there to
-the last row counts. In the same run, interleaved, several rounds, the two ceilings:
+K processes do the work of K tasks without Spark: they read files, decode, send pixels to one host, and make
+rows of its answers. All start at the same moment, each with its own share of the files; the clock runs from
+there to the last row. The same run measures two ceilings, in turns, over several rounds:
 
-- `encoder`: the same model in one process, in a bare loop over pixels that lie ready;
-- `decoding`: reading, decoding and resizing alone, on all cores, no model.
+- `encoder`: the same model in one process, in a loop over pixels in memory;
+- `decoding`: reading, decoding and resizing on all cores, without a model.
 
-On the same machine nothing can be faster than the lower of them.
+On one machine, the host cannot be faster than the lower ceiling.
 
     python bench/host.py [--processes 1,2,4,8,16] [--size 500x375] [--files 4000] [--rounds 3]
     python bench/host.py --model laion-vit-l-14 --random-weights 0 --files 32 --processes 1,2
 
-On a GPU, --flops-per-image and --peak-tflops add the share of its peak that is used. The image tower of
+On a GPU, --flops-per-image and --peak-tflops add the used share of its peak. The image tower of
 ViT-L-14 at 224 x 224 takes about 162e9 floating-point operations: 81e9 multiply-adds, each counted as two.
 """
 
@@ -42,18 +42,18 @@ from processes import Run, Usage, run
 from nsfw_spark.cards import load_card
 from nsfw_spark.decode import decode
 from nsfw_spark.host import HostedModel, HostSpec, Owner
-from nsfw_spark.host.directory import Home
+from nsfw_spark.host.directory import HostDirectory
 from nsfw_spark.model import ModelSpec, load_model
 from nsfw_spark.model_card import ModelCard
 from nsfw_spark.scorer import Scorer
 
 _FREE_ENCODER: Final = Path(__file__).parent / "free-encoder.yaml"
 _PHOTO: Final = min((Path(__file__).parent.parent / "examples/images/photos").glob("*.jpg"))
-_BARE_LOOP_SECONDS: Final = 3.0  # and two batches at least, however long they take
-_IDLE_SECONDS: Final = 86_400.0  # the host is to end with this process, not while it measures something else
+_BARE_LOOP_SECONDS: Final = 3.0  # and at least two batches, however long they take
+_IDLE_SECONDS: Final = 86_400.0  # the host must not end while this process measures
 _LIBRARIES: Final = ("pillow", "cykooz-resizer", "numpy", "torch", "open-clip-torch", "onnxruntime")
 Runs = dict[str, Run]
-"""Of one round: by number of processes, `encoder` and `decoding`."""
+"""The runs of one round, by name: a number of processes, `encoder` or `decoding`."""
 
 
 def main() -> None:
@@ -78,17 +78,27 @@ def _options() -> argparse.Namespace:
     option = parser.add_argument
     option("--model", default=str(_FREE_ENCODER), help="name or file of a model card")
     option("--model-dir", type=lambda path: Path(path).absolute(), help="directory with weights")
-    option("--random-weights", type=int, metavar="SEED", help="in place of the encoder's: same cost")
+    option(
+        "--random-weights",
+        type=int,
+        metavar="SEED",
+        help="random weights cost the same",
+    )
     option("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     option("--batch-size", type=lambda n: n if n == "auto" else int(n), default="auto")
     option("--processes", type=lambda ks: [int(k) for k in ks.split(",")], default="1,2,4,8,16")
-    option("--cores", type=int, default=_num_cores(), help="of `decoding`; threads of a model on the CPU")
+    option(
+        "--cores",
+        type=int,
+        default=_num_cores(),
+        help="for `decoding`, and threads of a model on the CPU",
+    )
     option("--size", default="500x375", help="width x height of the images")
     option("--files", type=int, default=4_000, help="a few batches are enough for a slow model")
     option("--distinct", type=int, default=1_000)
     option("--rounds", type=int, default=3)
-    option("--flops-per-image", type=float, help="of the encoder; ViT-L-14 at 224: 162e9")
-    option("--peak-tflops", type=float, help="of the GPU, dense, in the card's precision")
+    option("--flops-per-image", type=float, help="operations of the encoder; ViT-L-14 at 224: 162e9")
+    option("--peak-tflops", type=float, help="peak of the GPU, dense, in the card's precision")
     option("--work-dir", type=Path, default=Path(tempfile.gettempdir()) / "nsfw-spark-bench")
     given = parser.parse_args()
     given.distinct = min(given.distinct, given.files)
@@ -106,45 +116,44 @@ def _spec(given: argparse.Namespace) -> HostSpec:
         content["encoder"]["weights"] = {"random": given.random_weights}
         card = ModelCard.model_validate(content)
     model = ModelSpec(card, given.model_dir, given.device, given.batch_size)
-    return HostSpec(model, Owner.process(os.getpid()), given.cores, idle_seconds=_IDLE_SECONDS)
+    return HostSpec((model,), Owner.process(os.getpid()), given.cores, idle_seconds=_IDLE_SECONDS)
 
 
 @dataclass(frozen=True)
 class _Host:
-    """The host of this run, seen from outside."""
+    """The host of this run, as another process sees it."""
 
-    home: Home
+    directory: HostDirectory
     process: psutil.Process
     device: str
-    part_size: int
-    """Images that a task sends at once."""
+    images_per_request: int
     seconds_until_ready: float
 
     @classmethod
     def start(cls, spec: HostSpec) -> _Host:
-        """Start it, wait until its model is loaded, and have it compute something."""
+        """Start the host, wait until its model is loaded, and let it score one image."""
         started = time.perf_counter()
         with HostedModel(spec, "benchmark") as model:
             seconds = time.perf_counter() - started
-            Scorer(spec.model.card, model).score([_PHOTO.read_bytes()])
-            home = Home.of(spec.identity)
-            host = home.read_host()
+            Scorer(spec.models[0].card, model).score([_PHOTO.read_bytes()])
+            directory = HostDirectory.of(spec.identity)
+            host = directory.read_host()
             assert host is not None  # noqa: S101 - it has just answered
-            return cls(home, psutil.Process(host["pid"]), model.device, model.batch_size, seconds)
+            return cls(directory, psutil.Process(host["pid"]), model.device, model.batch_size, seconds)
 
     @property
     def batch_size(self) -> int:
-        """Images of one forward pass."""
-        return int(re.findall(r"batches of (\d+) images", self.home.log.read_text())[-1])
+        """Images in one forward pass."""
+        return int(re.findall(r"batches of (\d+) images", self.directory.log.read_text())[-1])
 
     @property
     def times_loaded(self) -> int:
-        """How often a model was loaded, by this host or by another in its place."""
-        return len(re.findall(r"^model host \d+: loaded ", self.home.log.read_text(), re.MULTILINE))
+        """How often a model was loaded, by this host or by its successors."""
+        return len(re.findall(r"^model host \d+: loaded ", self.directory.log.read_text(), re.MULTILINE))
 
     @property
     def gpu(self) -> int | None:
-        """Number of its GPU."""
+        """Index of its GPU; None on a CPU."""
         return int(self.device.partition(":")[2]) if self.device.startswith("cuda") else None
 
 
@@ -160,10 +169,10 @@ def _round(
     for k in given.processes:
         tasks = [(spec, files[i::k]) for i in range(k)]
         finish(str(k), run(_task, tasks, other=host.process, gpu=host.gpu))
-    # The host may have found its batch size by trying: the bare loop takes the same.
-    model = replace(spec.model, batch_size=host.batch_size)
+    # The host may have measured its batch size: the bare loop takes the same.
+    model = replace(spec.models[0], batch_size=host.batch_size)
     finish("encoder", run(_bare_loop, [(model,)], num_threads=given.cores, gpu=host.gpu))
-    shares = [(spec.model.card, files[i :: given.cores]) for i in range(given.cores)]
+    shares = [(spec.models[0].card, files[i :: given.cores]) for i in range(given.cores)]
     finish("decoding", run(_decoding, shares))
     return runs
 
@@ -173,10 +182,10 @@ def _say(progress: str) -> None:
 
 
 def _task(spec: HostSpec, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Score files against the host, as a task does."""
+    """Score files with the host, as a task does."""
     with HostedModel(spec, f"task {os.getpid()}") as model:
-        scorer = Scorer(spec.model.card, model)
-        _load_plugins(spec.model.card)
+        scorer = Scorer(spec.models[0].card, model)
+        _load_plugins(spec.models[0].card)
         yield {}
         num_ok = sum(row.status == "ok" for row in scorer.stream(path.read_bytes() for path in files))
         if num_ok < len(files):
@@ -185,11 +194,11 @@ def _task(spec: HostSpec, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 
 def _bare_loop(spec: ModelSpec) -> Iterator[dict[str, Any]]:
-    """Run the model on pixels that lie ready; on a GPU one batch ahead, as the host does."""
+    """Run the model on pixels in memory; on a GPU one batch ahead, as the host does."""
     model, size = load_model(spec), spec.card.preprocessing.size
     pixels = model.buffer((model.batch_size, size, size, 3))
     pixels[:] = np.random.default_rng(0).integers(0, 256, pixels.shape, np.uint8)
-    model.predict(pixels)  # the first pays for choosing kernels
+    model.predict(pixels)  # the first batch also chooses kernels
     yield {}
     num_images, deadline = 0, time.perf_counter() + _BARE_LOOP_SECONDS
     running = model.start([pixels])
@@ -211,7 +220,7 @@ def _decoding(card: ModelCard, files: Sequence[Path]) -> Iterator[dict[str, Any]
 
 
 def _load_plugins(card: ModelCard) -> None:
-    """Decode an image, so that Pillow imports what it needs for that."""
+    """Decode an image, so that Pillow imports its plugins before the clock runs."""
     decode(_PHOTO.read_bytes(), card.preprocessing)
 
 
@@ -229,7 +238,7 @@ def _result(
     def by_k(describe: Callable[[str, Sequence[Runs]], object]) -> dict[str, object]:
         return {str(k): describe(str(k), rounds) for k in given.processes}
 
-    card = spec.model.card
+    card = spec.models[0].card
     return {
         "benchmark": "host",
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -240,9 +249,9 @@ def _result(
         "model": card.name,
         "random_weights": card.encoder.weights.random,
         "device": host.device,
-        "gpu": rounds[0]["encoder"].said[0]["gpu"],
+        "gpu": rounds[0]["encoder"].results[0]["gpu"],
         "batch_size": host.batch_size,
-        "part_size": host.part_size,
+        "images_per_request": host.images_per_request,
         "size": given.size,
         "files": given.files,
         "distinct": given.distinct,
@@ -275,7 +284,7 @@ def _over_lower_ceiling(k: str, rounds: Sequence[Runs]) -> dict[str, float]:
 
 
 def _stages(k: str, rounds: Sequence[Runs]) -> dict[str, float]:
-    """Return seconds, summed over processes, the mean of all rounds; and how full the batches were."""
+    """Return seconds, summed over processes, as the mean of all rounds, and the fill of the batches."""
     names = ("decode_seconds", "wait_seconds", "encode_seconds")
     means = {name: statistics.mean(runs[k].total(name) for runs in rounds) for name in names}
     encoded, slots = (sum(runs[k].total(name) for runs in rounds) for name in ("encoded", "batch_slots"))
@@ -297,12 +306,12 @@ def _cpu_of_ceilings(rounds: Sequence[Runs]) -> dict[str, float]:
 
 
 def _cpu_ms(one: Run, *usage: Usage | None) -> float:
-    """Return milliseconds of some of a run's processes for one image, all cores added up."""
+    """Return CPU milliseconds for one image, summed over the given processes."""
     return 1000 * sum(each.cpu_seconds for each in usage if each) / one.total("images")
 
 
 def _memory_of_host_and_tasks(k: str, rounds: Sequence[Runs]) -> dict[str, object]:
-    """Return those of the last round, and what a task takes beyond one model."""
+    """Return the memory in the last round, and the memory of a task beyond one model."""
     one, model = rounds[-1][k], rounds[-1]["encoder"].usage
     host = [one.other] if one.other else []
     beyond = sum(each.uss_mib for each in (*host, *one.usage)) - model[0].uss_mib
@@ -310,7 +319,7 @@ def _memory_of_host_and_tasks(k: str, rounds: Sequence[Runs]) -> dict[str, objec
 
 
 def _memory(usage: Sequence[Usage]) -> dict[str, list[float]]:
-    """Return unique (uss) and resident (rss) memory of processes, and the most that was resident."""
+    """Return unique (uss), resident (rss) and peak resident memory of each process."""
     return {
         "uss": [round(each.uss_mib, 1) for each in usage],
         "rss": [round(each.rss_mib, 1) for each in usage],

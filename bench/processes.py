@@ -1,8 +1,8 @@
-"""Runs a piece of work in fresh processes that all begin at the same moment, and measures what it takes.
+"""Run work in fresh processes that start at the same moment, and measure time, CPU, memory and power.
 
-Work is a generator function: it yields when it is ready, is resumed when all are, and yields what there is to
-say when it is done: a dictionary with at least the number of `images`. What it does before and after that
-costs nothing. Memory is read at its end, while all processes still live.
+Work is a generator function. It yields once when it is ready, continues when all processes are ready, and
+yields its result: a dictionary with at least the number of `images`. The clock runs between the two yields.
+Memory is read at the end, while all processes still live.
 """
 
 from __future__ import annotations
@@ -29,40 +29,40 @@ _MIB: Final = 1 << 20
 
 @dataclass(frozen=True)
 class Usage:
-    """Of one process."""
+    """Memory and CPU time of one process."""
 
     uss_mib: float
-    """Unique memory: what would be free if it ended."""
+    """Unique memory: the end of the process would free it."""
     rss_mib: float
-    """Resident memory, with what it shares."""
+    """Resident memory, including shared memory."""
     peak_mib: float | None
-    """The most that was ever resident; None where the system does not say."""
+    """Peak resident memory; None if the system does not report it."""
     cpu_seconds: float
-    """User and system, while the work was done."""
+    """User and system time, while the clock ran."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Some work, done once."""
+    """One run of the work."""
 
     seconds: float
-    said: list[dict[str, Any]]
-    """By each process."""
+    results: list[dict[str, Any]]
+    """The result of each process."""
     usage: list[Usage]
-    """Of each process."""
+    """The usage of each process."""
     other: Usage | None
-    """Of the other process that was watched."""
+    """The usage of the other process that was watched."""
     watts: float | None
     """Mean power of the GPU."""
 
     @property
     def images_per_second(self) -> float:
-        """Of all processes together."""
+        """Throughput of all processes together."""
         return self.total("images") / self.seconds
 
-    def total(self, what: str) -> float:
-        """Add up what the processes said."""
-        return float(sum(said[what] for said in self.said))
+    def total(self, name: str) -> float:
+        """Return the sum of a number over the results of all processes."""
+        return float(sum(result[name] for result in self.results))
 
 
 def run(
@@ -73,17 +73,17 @@ def run(
     other: psutil.Process | None = None,
     gpu: int | None = None,
 ) -> Run:
-    """Do some work in as many processes as there are shares.
+    """Run work in one process for each share.
 
     Args:
         work: A function of a module.
         shares: Its arguments in each process.
-        num_threads: Of the numeric libraries of each; Spark gives a task's Python one.
-        other: A process that is watched too.
-        gpu: Whose power is watched.
+        num_threads: Threads of the numeric libraries in each process; Spark gives a task one.
+        other: Another process to watch.
+        gpu: Index of a GPU, to measure its power.
 
     Raises:
-        EOFError: A process died; its standard error says of what.
+        EOFError: A process died; its standard error says why.
     """
     context = multiprocessing.get_context("spawn")
     pipes, children = [], []
@@ -92,7 +92,7 @@ def run(
             ours, theirs = context.Pipe()
             child = context.Process(target=_work, args=(theirs, work, share), daemon=True)
             child.start()
-            theirs.close()  # so that its death ends the pipe
+            theirs.close()  # so that the death of the child closes the pipe
             pipes.append(ours)
             children.append(child)
     for pipe in pipes:
@@ -103,19 +103,19 @@ def run(
         started = time.perf_counter()
         for pipe in pipes:
             pipe.send("go")
-        said = [pipe.recv() for pipe in pipes]
+        results = [pipe.recv() for pipe in pipes]
         seconds = time.perf_counter() - started
     usage = [_usage(process, cpu) for process, cpu in zip(watched, cpu_before, strict=True)]
     for pipe, child in zip(pipes, children, strict=True):
         pipe.send("end")
         child.join()
-    return Run(seconds, said, usage[: len(shares)], usage[-1] if other else None, power.mean_watts)
+    return Run(seconds, results, usage[: len(shares)], usage[-1] if other else None, power.mean_watts)
 
 
 @contextmanager
 def _environment(num_threads: int) -> Iterator[None]:
-    """Set the number of threads for processes that are started meanwhile."""
-    # Small products of matrices are slower on two threads of OpenBLAS, which burn a core while they wait.
+    """Set the number of threads for processes that start in this context."""
+    # OpenBLAS is slower with two threads for small matrices: they use a core while they wait.
     ours = {"OMP_NUM_THREADS": str(num_threads), "OPENBLAS_NUM_THREADS": "1"}
     before = dict(os.environ)
     os.environ.update(ours)
@@ -128,9 +128,9 @@ def _environment(num_threads: int) -> Iterator[None]:
 
 
 def _work(pipe: Connection, work: Work, share: tuple[Any, ...]) -> None:
-    """Do the work in this process, step by step as the other end says."""
-    for said in work(*share):
-        pipe.send(said)
+    """Run the work in this process, one step for each message of the parent."""
+    for result in work(*share):
+        pipe.send(result)
         pipe.recv()
 
 
@@ -141,7 +141,7 @@ def _usage(process: psutil.Process, cpu_before: float) -> Usage:
 
 
 def _peak_mib(pid: int) -> float | None:
-    """Read it from Linux: getrusage would count the process that started this one."""
+    """Read the peak from Linux: getrusage would count the parent too."""
     try:
         peak = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     except OSError:
@@ -155,7 +155,7 @@ def _cpu_seconds(process: psutil.Process) -> float:
 
 
 class _Power:
-    """Has nvidia-smi tell a GPU's power once a second."""
+    """Mean power of a GPU, which nvidia-smi reports once a second."""
 
     def __init__(self, gpu: int | None) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")

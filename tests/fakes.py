@@ -25,7 +25,7 @@ import psutil
 from nsfw_spark.encoders import Encoded, Encoder
 from nsfw_spark.heads import Predictions
 from nsfw_spark.host import HostedModel, HostSpec, Owner
-from nsfw_spark.host.directory import Home
+from nsfw_spark.host.directory import HostDirectory
 from nsfw_spark.model import ModelSpec, Predictor
 from nsfw_spark.model_card import ModelCard
 
@@ -223,7 +223,7 @@ class FakeExecutor:
     def spec(self, card_: ModelCard | None = None, **changes: Any) -> HostSpec:  # noqa: ANN401
         """Return what a host of this executor holds; `changes` are those of a `HostSpec`."""
         model = ModelSpec(card_ or card(preprocessing={"size": SMALL}), device="cpu")
-        return replace(HostSpec(model, self.owner, timeout_seconds=WAIT, idle_seconds=2 * WAIT), **changes)
+        return replace(HostSpec((model,), self.owner, timeout_seconds=WAIT, idle_seconds=2 * WAIT), **changes)
 
     def tasks(self, spec: HostSpec, num_batches: int = 0, num: int = 1) -> FakeTasks:
         """Start tasks in processes of their own."""
@@ -239,32 +239,32 @@ class FakeExecutor:
                     found += [process] * (process.environ().get("FAKE_EXECUTOR") == str(self.directory))
         return found
 
-    def homes(self) -> list[Path]:
-        """Return what bears the name of a home in the temporary directory."""
+    def directories(self) -> list[Path]:
+        """Return the directories of hosts in the temporary directory."""
         return sorted(self.directory.glob("nsfw-spark-*"))
 
     def is_clean(self) -> bool:
         """Whether there is no host, and nothing that one left."""
-        return not self.hosts() and not self.homes()
+        return not self.hosts() and not self.directories()
 
 
 def host_of(spec: HostSpec) -> psutil.Process:
     """Return the host of a spec, as soon as it listens."""
-    return psutil.Process(until(Home.of(spec.identity).read_host)["pid"])
+    return psutil.Process(until(HostDirectory.of(spec.identity).read_host)["pid"])
 
 
 def log_of(spec: HostSpec) -> str:
     """Return what the hosts of a spec have said, the dead ones included."""
-    return Home.of(spec.identity).log.read_text()
+    return HostDirectory.of(spec.identity).log.read_text()
 
 
 def num_connected(spec: HostSpec) -> int:
     """Return how many tasks are connected to a spec's host."""
-    home = Home.of(spec.identity)
-    if (host := home.read_host()) is None:
+    directory = HostDirectory.of(spec.identity)
+    if (host := directory.read_host()) is None:
         return 0
     sockets = psutil.Process(host["pid"]).net_connections("unix")
-    return sum(each.laddr == str(home.socket) for each in sockets) - 1  # it listens at one
+    return sum(each.laddr == str(directory.socket) for each in sockets) - 1  # it listens at one
 
 
 class FakeTasks:
@@ -277,7 +277,7 @@ class FakeTasks:
         self._num = num
         code = "from tests.fakes import run_tasks; run_tasks()"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code, json.dumps(spec.as_json()), str(num_batches), str(num)],
+            [sys.executable, "-c", code, spec.as_json(), str(num_batches), str(num)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -314,7 +314,7 @@ class FakeTasks:
 
 def run_tasks() -> None:
     """Be one of `FakeTasks`."""
-    spec, num_batches, num = HostSpec.from_json(json.loads(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
+    spec, num_batches, num = HostSpec.from_json(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     any(os.fork() == 0 for _ in range(num - 1))  # a child makes no more
 
     def say(**content: Any) -> None:  # noqa: ANN401 - as JSON has it
@@ -325,7 +325,7 @@ def run_tasks() -> None:
         os.read(0, 1)
 
     def batches() -> Iterator[Batch]:
-        for i, batch in enumerate(batches_of(num_batches, size=spec.model.card.preprocessing.size)):
+        for i, batch in enumerate(batches_of(num_batches, size=spec.models[0].card.preprocessing.size)):
             if i == num_batches // 2:
                 wait("in the middle")
             yield batch

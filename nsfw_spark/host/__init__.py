@@ -6,12 +6,11 @@
                                             │ connection ─┘   batches across tasks         │   back to each
                                             └──────────────────────────────────────────────┘
 
-On a task's side: `client` (the task's `Predictor`), on top of `lifecycle` (find the host, or start it). In
-the process, `python -m nsfw_spark.host`: `process` (its beginning, its watch over the executor, its end),
-`connection` (one of a task), `batcher`. Between them: `spec` (what to hold, and for whom), `home` (the
-directory where they meet) and `frames` (what they say to each other).
+A task runs `client`, which is its `Predictor`, and `start`, which finds the host or starts it. The host's
+process is `python -m nsfw_spark.host`: it runs `server` and one `batcher` for each model. Both sides use
+`directory` (the spec of a host, and its directory) and `protocol` (the messages).
 
-Knows nothing of Spark: a benchmark or a test is as good an executor. A task's side imports no model library.
+This package does not know Spark: a benchmark or a test can own a host too. A task imports no model library.
 """
 
 from __future__ import annotations

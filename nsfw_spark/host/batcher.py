@@ -1,7 +1,7 @@
-"""Forms batches across tasks and has the model compute them, one after the other.
+"""Forms batches from the requests of all tasks, and runs the model on one batch after the other.
 
-In: parts of at most `batch_size` images from any number of connections. Out: the predictions of each part.
-One thread loads the model and runs it; on a GPU it begins a batch before it waits for the one before.
+In: requests of at most `batch_size` images, from any number of connections. Out: the predictions of each
+request. One thread loads and runs the model; on a GPU it starts a batch before it waits for the one before.
 """
 
 from __future__ import annotations
@@ -22,146 +22,137 @@ from nsfw_spark.errors import NsfwSparkError
 from nsfw_spark.heads import Predictions
 from nsfw_spark.model import Model
 
-_LINGER_SECONDS: Final = 0.005  # that a short batch waits for more; decoding an image takes a task 1 to 5 ms
+_LINGER_SECONDS: Final = 0.005  # a short batch waits so long for more; a task decodes an image in 1 to 5 ms
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Pixels of one task, and who waits for them."""
+class _Request:
+    """Pixels of one task, and the future for which the task waits."""
 
     pixels: npt.NDArray[np.uint8]
     done: Future[Predictions] = field(default_factory=Future)
 
 
 @dataclass(frozen=True)
-class _Running:
-    """A batch that the model has begun."""
+class _Batch:
+    """Requests on which the model has started."""
 
-    parts: list[_Part]
+    requests: list[_Request]
     finish: Callable[[], Predictions]
     started: float
 
 
 class Batcher:
-    """The queue in front of the model, and the thread behind it.
+    """The queue in front of a model, and the thread that serves it.
 
     Attributes:
-        loaded: The model, or why it could not be loaded.
-        num_connections: How many may send a part; when all of them wait, none is waited for.
+        loaded: The model, or the error that prevented its loading.
     """
 
     def __init__(self, load: Callable[[], Model]) -> None:
         self._load = load
         self.loaded: Future[Model] = Future()
-        self.num_connections = 0
-        self._waiting: deque[_Part] = deque()
+        self._num_connections = 0  # that may send a request
+        self._queue: deque[_Request] = deque()
         self._changed = threading.Condition()
-        self._num_running = 0  # parts
-        self._ended: float | None = None
-        self._begun: float | None = None
+        self._num_running = 0  # requests
+        self._last_end = 0.0
+        self._busy_since: float | None = None
 
     def submit(self, pixels: npt.NDArray[np.uint8]) -> Future[Predictions]:
-        """Queue pixels, uint8, shape (N, S, S, 3); they must not change until their predictions are there."""
-        part = _Part(pixels)
+        """Queue pixels, uint8, shape (N, S, S, 3); they must not change before their predictions exist."""
+        request = _Request(pixels)
         with self._changed:
-            self._waiting.append(part)
+            self._queue.append(request)
             self._changed.notify_all()
-        return part.done
+        return request.done
 
     def count_connection(self, change: int) -> None:
-        """Note that a task connected (1) or left (-1)."""
+        """Count a task that connected (1) or left (-1)."""
         with self._changed:
-            self.num_connections += change
+            self._num_connections += change
             self._changed.notify_all()
 
     def busy_seconds(self) -> float:
-        """Return for how long the model has been at the same batch; 0 if it is idle."""
-        begun = self._begun
-        return 0.0 if begun is None else time.monotonic() - begun
+        """Return how long the model has computed the current batch; 0 if it is idle."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def run(self) -> None:
-        """Load the model, then compute what is queued, for ever.
+        """Load the model, then compute requests until it raises an unexpected error, which ends the process.
 
-        Raises:
-            Exception: What the model raised and was not made for; nothing can be trusted after it.
+        It returns only if the model cannot be loaded.
         """
         try:
             model = self._load()
-        except Exception as error:  # noqa: BLE001 - whatever it was, the tasks hear of it
+        except Exception as error:  # noqa: BLE001 - the tasks receive any error
             if not isinstance(error, NsfwSparkError):
                 _log.exception("the model could not be loaded")
             self.loaded.set_exception(error)
             return
         self.loaded.set_result(model)
-        running: _Running | None = None
+        running: _Batch | None = None
         while True:
-            parts = self._next_batch(model.batch_size, may_wait=running is None)
-            begun = self._start(model, parts) if parts else None
+            requests = self._next_requests(model.batch_size, may_wait=running is None)
+            started = self._start(model, requests) if requests else None
             if running is not None:
                 self._finish(running)
-            running = begun
+            running = started
 
-    def _next_batch(self, batch_size: int, *, may_wait: bool) -> list[_Part]:
-        """Take parts for one batch; none if there are none and there is no time to wait."""
+    def _next_requests(self, batch_size: int, *, may_wait: bool) -> list[_Request]:
+        """Take the requests of one batch; return none if the queue is empty and may not be waited for."""
         with self._changed:
-            while may_wait and not self._waiting:
+            while may_wait and not self._queue:
                 self._changed.wait()
             deadline = time.monotonic() + _LINGER_SECONDS
-            while self._waiting and self._num_waiting() < batch_size and not self._all_are_here():
-                if (seconds := deadline - time.monotonic()) <= 0:
-                    break
-                self._changed.wait(seconds)
-            parts: list[_Part] = []
+            while self._queue and self._may_grow(batch_size) and (now := time.monotonic()) < deadline:
+                self._changed.wait(deadline - now)
+            requests: list[_Request] = []
             num_images = 0
-            while self._waiting and (not parts or num_images + len(self._waiting[0].pixels) <= batch_size):
-                part = self._waiting.popleft()
-                if part.done.set_running_or_notify_cancel():
-                    parts.append(part)
-                    num_images += len(part.pixels)
-            return parts
+            while self._queue and (not requests or num_images + len(self._queue[0].pixels) <= batch_size):
+                request = self._queue.popleft()
+                if request.done.set_running_or_notify_cancel():
+                    requests.append(request)
+                    num_images += len(request.pixels)
+            return requests
 
-    def _num_waiting(self) -> int:
-        return sum(len(part.pixels) for part in self._waiting)
+    def _may_grow(self, batch_size: int) -> bool:
+        """Return whether the batch has room, and a connection without a request in flight may fill it."""
+        has_room = sum(len(request.pixels) for request in self._queue) < batch_size
+        return has_room and len(self._queue) + self._num_running < self._num_connections
 
-    def _all_are_here(self) -> bool:
-        """Whether nobody is left who could send more: a connection has one part on its way at a time."""
-        return len(self._waiting) + self._num_running >= self.num_connections
-
-    def _start(self, model: Model, parts: list[_Part]) -> _Running | None:
+    def _start(self, model: Model, requests: list[_Request]) -> _Batch | None:
         started = time.monotonic()
-        self._begun = self._begun or started
-        self._num_running += len(parts)
+        self._busy_since = self._busy_since or started
+        self._num_running += len(requests)
         try:
-            return _Running(parts, model.start([part.pixels for part in parts]), started)
-        except NsfwSparkError as error:  # not even one image fits, or not this one
-            self._settle(parts)
-            if len(parts) == 1:
-                parts[0].done.set_exception(error)
-            else:
-                self._run_apart(model, parts)
+            return _Batch(requests, model.start([request.pixels for request in requests]), started)
+        except NsfwSparkError as error:  # one of the requests does not fit into memory
+            self._settle(requests)
+            if len(requests) == 1:
+                requests[0].done.set_exception(error)
+                return None
+            for request in requests:  # separately, so that only the faulty one gets its error
+                if (batch := self._start(model, [request])) is not None:
+                    self._finish(batch)
             return None
 
-    def _run_apart(self, model: Model, parts: list[_Part]) -> None:
-        """Compute parts one by one: what is wrong with one of them is not the others' error."""
-        for part in parts:
-            if (running := self._start(model, [part])) is not None:
-                self._finish(running)
-
-    def _finish(self, running: _Running) -> None:
-        predictions = running.finish()
+    def _finish(self, batch: _Batch) -> None:
+        predictions = batch.finish()
         ended = time.monotonic()
-        # Batches overlap on a GPU: the time of one begins where the one before ended.
-        seconds = ended - max(running.started, self._ended or 0.0)
-        self._ended = ended
-        self._settle(running.parts)
-        predictions, at = replace(predictions, encode_seconds=seconds), 0
-        for part in running.parts:
-            part.done.set_result(predictions.rows(at, at + len(part.pixels)))
-            at += len(part.pixels)
+        # Batches overlap on a GPU: the time of one starts when the one before ended.
+        seconds = ended - max(batch.started, self._last_end)
+        self._last_end = ended
+        self._settle(batch.requests)
+        predictions, first = replace(predictions, encode_seconds=seconds), 0
+        for request in batch.requests:
+            end = first + len(request.pixels)
+            request.done.set_result(predictions.rows(first, end))
+            first = end
 
-    def _settle(self, parts: list[_Part]) -> None:
+    def _settle(self, requests: list[_Request]) -> None:
         with self._changed:
-            self._num_running -= len(parts)
-            self._begun = time.monotonic() if self._num_running else None
+            self._num_running -= len(requests)
+            self._busy_since = time.monotonic() if self._num_running else None

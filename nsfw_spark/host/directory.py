@@ -1,4 +1,8 @@
-"""What a model host holds, and for whom: all that it is told when it starts, as JSON."""
+"""What a model host holds and for whom (`HostSpec`), and the directory where its tasks find it.
+
+A host's directory holds its socket, its lock, its log and `host.json`, which says which process it is. It
+belongs to one user. Both sides use this module: tasks find the host here, the host cleans up here.
+"""
 
 from __future__ import annotations
 
@@ -12,36 +16,41 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 import psutil
+from pydantic import TypeAdapter
 
 from nsfw_spark.model import ModelSpec
-from nsfw_spark.model_card import ModelCard
+
+_MAX_SOCKET_PATH: Final = 100  # bytes; the kernel's limit is 107 on Linux, 103 on macOS
+_MAX_NAMES: Final = 10
+_PREFIX: Final = "nsfw-spark"
+_LOCK_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Whom a host serves; it ends when its owner does."""
+    """The executor, or another process, that a host serves. The host ends when its owner does."""
 
     name: str
     """Tasks that name the same owner share a host."""
     pid: int | None = None
-    """The executor's process; None where it is not known: then the host ends when it was idle for a while."""
+    """The owner's process id. None means unknown: then only the idle time ends the host."""
     started: float | None = None
-    """When that process started, seconds since 1970: a process id is used again one day."""
+    """When that process started, seconds since 1970: systems use process ids again."""
     directory: str | None = None
-    """A directory that is there as long as the owner is."""
+    """A directory that exists as long as the owner does."""
 
     @classmethod
-    def process(cls, pid: int, name: str | None = None, directory: str | None = None) -> Self:
-        """Return the owner that is a running process."""
-        return cls(name or f"process {pid}", pid, psutil.Process(pid).create_time(), directory)
+    def process(cls, pid: int) -> Self:
+        """Return a running process as an owner."""
+        return cls(f"process {pid}", pid, psutil.Process(pid).create_time())
 
     def is_alive(self) -> bool:
-        """Whether the owner is still there."""
+        """Return whether the owner still exists."""
         if self.directory is not None and not Path(self.directory).is_dir():
             return False
         return self.pid is None or is_running(self.pid, self.started)
@@ -49,58 +58,39 @@ class Owner:
 
 @dataclass(frozen=True)
 class HostSpec:
-    """What a host holds, for whom, and how patiently."""
+    """The models and the owner of a host, and its limits. Small, picklable, comparable."""
 
-    model: ModelSpec
+    models: tuple[ModelSpec, ...]
+    """The models that the host loads, one after the other: one, or two for a cascade. Each connection asks
+    for one of them by its index."""
     owner: Owner
     num_threads: int | None = None
-    """Of the model, where it computes on the CPU; None: as many as the machine has cores for this process."""
+    """Threads of a model on the CPU. None means the number of cores that this process may use."""
     timeout_seconds: float = field(default=120.0, compare=False)
-    """Without a sign of life for so long, a host counts as dead. Longer than a forward pass may take."""
+    """A host that sends nothing for so long counts as dead. Longer than a forward pass may take."""
     idle_seconds: float = field(default=300.0, compare=False)
-    """Without a task for so long, a host ends. Longer than a job pauses between two micro-batches."""
-    second: ModelSpec | None = None
-    """Of a cascade: loaded after the first, into the same process."""
-
-    @property
-    def models(self) -> list[ModelSpec]:
-        """The model, and the second if there is one: tasks ask for one by its place here."""
-        return [self.model] if self.second is None else [self.model, self.second]
+    """A host ends after so long without a task. Longer than a job pauses between two micro-batches."""
 
     @property
     def identity(self) -> str:
-        """Tasks whose specs have the same identity share a host."""
-        # CUDA counts devices by this variable: with another value, the same number is another device.
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        content = {**self.as_json(), "timeout_seconds": None, "idle_seconds": None, "visible": visible}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        """Hash of the fields that decide which host fits: tasks with the same identity share one."""
+        spec = replace(self, timeout_seconds=0, idle_seconds=0)
+        # CUDA numbers devices by this variable: another value makes the same number another device.
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return hashlib.sha256(f"{devices} {spec.as_json()}".encode()).hexdigest()[:16]
 
-    def as_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads."""
-        second = None if self.second is None else _model_as_json(self.second)
-        return {**asdict(self), "model": _model_as_json(self.model), "second": second}
+    def as_json(self) -> str:
+        """Return the text that `from_json` reads."""
+        return TypeAdapter(HostSpec).dump_json(self).decode()
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Self:
+    def from_json(cls, text: str) -> HostSpec:
         """Return the spec that `as_json` wrote."""
-        second = None if content["second"] is None else _model_from_json(content["second"])
-        model, owner = _model_from_json(content["model"]), Owner(**content["owner"])
-        return cls(**{**content, "model": model, "second": second, "owner": owner})
-
-
-def _model_as_json(model: ModelSpec) -> dict[str, Any]:
-    directory = None if model.model_dir is None else str(model.model_dir)
-    return {**asdict(model), "card": model.card.model_dump(mode="json"), "model_dir": directory}
-
-
-def _model_from_json(content: dict[str, Any]) -> ModelSpec:
-    directory = None if content["model_dir"] is None else Path(content["model_dir"])
-    card = ModelCard.model_validate(content["card"])
-    return ModelSpec(**{**content, "card": card, "model_dir": directory})
+        return TypeAdapter(HostSpec).validate_json(text)
 
 
 def is_running(pid: int, started: float | None) -> bool:
-    """Whether a process runs, and is the one that started then."""
+    """Return whether a process runs, and is the one that started at that time."""
     try:
         process = psutil.Process(pid)
         if started is not None and abs(process.create_time() - started) > 1:
@@ -112,91 +102,73 @@ def is_running(pid: int, started: float | None) -> bool:
         return False
 
 
-_MAX_SOCKET_PATH: Final = 100  # bytes; the kernel's limit is 107 on Linux, 103 on macOS
-_TRIES: Final = 10
-_PREFIX: Final = "nsfw-spark"
-
-
 @dataclass(frozen=True)
-class Home:
+class HostDirectory:
     """The directory of one host."""
 
     path: Path
 
     @classmethod
-    def of(cls, identity: str) -> Home:
-        """Return the home of the host with this identity, and make it if need be.
+    def of(cls, identity: str) -> HostDirectory:
+        """Return the directory of the host with this identity; create it if it is absent.
 
         Raises:
             OSError: No temporary directory can be used.
         """
-        said = []
-        for base in _bases():
-            for i in range(_TRIES):
-                suffix = f"-{i}" if i else ""  # where someone else took the name
-                home = cls(Path(base) / f"{_PREFIX}-{os.getuid()}-{identity}{suffix}")
-                if len(os.fsencode(home.socket)) > _MAX_SOCKET_PATH:
-                    said.append(f"{base}: its name is too long for a socket")
+        reasons = []
+        for parent in _parents():
+            for i in range(_MAX_NAMES):
+                suffix = f"-{i}" if i else ""  # another user may have taken the name
+                directory = cls(Path(parent) / f"{_PREFIX}-{os.getuid()}-{identity}{suffix}")
+                if len(os.fsencode(directory.socket)) > _MAX_SOCKET_PATH:
+                    reasons.append(f"{parent}: its name is too long for a socket")
                     break
                 try:
-                    if home.make():
-                        return home
+                    if directory.create():
+                        return directory
                 except OSError as error:
-                    said.append(f"{base}: {error.strerror}")
+                    reasons.append(f"{parent}: {error.strerror}")
                     break
-                said.append(f"{home.path}: not a directory of this user alone")
-        raise OSError(f"found no directory for the model host's socket: {'; '.join(said)}")
+                reasons.append(f"{directory.path}: not a directory of this user alone")
+        raise OSError(f"found no directory for the model host's socket: {'; '.join(reasons)}")
 
-    def make(self) -> bool:
-        """Make the directory; return whether it is there, and is this user's alone."""
+    def create(self) -> bool:
+        """Create the directory if it is absent; return whether it is this user's alone."""
         with contextlib.suppress(FileExistsError):
             self.path.mkdir(mode=0o700)
-        return self.is_ours()
+        return self.is_private()
 
-    def is_ours(self) -> bool:
-        """Whether the directory is this user's alone."""
+    def is_private(self) -> bool:
+        """Return whether the directory is this user's alone."""
         found = self.path.lstat()
         return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
 
     @property
     def socket(self) -> Path:
-        """Where the host listens."""
+        """The socket on which the host listens."""
         return self.path / "socket"
 
     @property
     def log(self) -> Path:
-        """What the host, and the libraries in it, had to say."""
+        """The log of the host and of the libraries in it."""
         return self.path / "log"
 
-    @property
-    def _host(self) -> Path:
-        return self.path / "host.json"
-
-    @property
-    def _lock(self) -> Path:
-        return self.path / "lock"
-
     @contextmanager
-    def locked(self, *, make: bool = True) -> Iterator[int]:
-        """Hold the lock: only who has it may start a host, greet one, or clear the home away.
+    def locked(self, *, create: bool = True) -> Iterator[int]:
+        """Hold the lock, an open file: only its holder may start a host, greet one, or remove the directory.
 
-        Args:
-            make: Make the home again if it was cleared away.
-
-        Yields:
-            The lock, an open file. A process that inherits it holds the lock too, until it closes it.
+        A process that inherits the file holds the lock too, until it closes it.
 
         Raises:
-            FileNotFoundError: It was cleared away, and is not to be made.
-            OSError: The directory is no longer this user's alone, or cannot be written.
+            OSError: The directory is no longer this user's alone, or was removed and `create` is false.
         """
         while True:
-            if make and not self.make():
+            if create and not self.create():
                 raise PermissionError(f"{self.path} is not a directory of this user alone")
             try:
-                lock = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            except FileNotFoundError:  # a host has just cleared it away
-                if not make:
+                lock = os.open(self.path / "lock", _LOCK_FLAGS, 0o600)
+            except FileNotFoundError:  # a host has just removed the directory
+                if not create:
                     raise
                 continue
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -208,56 +180,67 @@ class Home:
         finally:
             os.close(lock)
 
-    def write_host(self, content: dict[str, Any]) -> None:
-        """Say who the host is: `pid`, `started`, `key`. All at once, so that nobody reads half of it."""
-        partial = self._host.with_suffix(".partial")
+    def write_host(self, key: str, owner: Owner) -> None:
+        """Write that this process is the host. Readers never see half of the file."""
+        pid = os.getpid()
+        host = {"pid": pid, "started": psutil.Process(pid).create_time(), "key": key}
+        partial = self.path / "host.partial"
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(content, file)
-        partial.replace(self._host)
+            json.dump({**host, "owner": [owner.pid, owner.started]}, file)
+        partial.replace(self.path / "host.json")
 
     def read_host(self) -> dict[str, Any] | None:
-        """Return what `write_host` wrote; None where there is no host."""
+        """Return what `write_host` wrote: `pid`, `started`, `key`, `owner`; None if there is no host."""
         try:
-            content = json.loads(self._host.read_text())
+            host = json.loads((self.path / "host.json").read_text())
         except (OSError, ValueError):
             return None
-        is_host = isinstance(content, dict) and content.keys() >= {"pid", "started", "key", "owner"}
-        return content if is_host else None
+        is_host = isinstance(host, dict) and host.keys() >= {"pid", "started", "key", "owner"}
+        return cast("dict[str, Any]", host) if is_host else None
 
     def forget_host(self) -> None:
-        """Remove what a dead host left, but for its log."""
-        for path in (self.socket, self._host):
-            path.unlink(missing_ok=True)
+        """Remove the files of a dead host, except its log and the lock."""
+        self.socket.unlink(missing_ok=True)
+        (self.path / "host.json").unlink(missing_ok=True)
 
-    def last_words(self, num_bytes: int = 2000) -> str:
-        """Return the end of the host's log."""
+    def log_end(self, num_bytes: int = 2000) -> str:
+        """Return the last lines of the host's log."""
         try:
             return self.log.read_bytes()[-num_bytes:].decode(errors="replace").strip()
         except OSError:
             return ""
 
     def remove(self) -> None:
-        """Clear the home away, the lock that the caller holds included: who waits for it makes another."""
+        """Remove the directory with the caller's lock; a process that waits for the lock creates another."""
         shutil.rmtree(self.path, ignore_errors=True)
 
+    def is_abandoned(self) -> bool:
+        """Return whether its host was killed and the host's owner has ended."""
+        host = self.read_host()
+        if host is None or is_running(host["pid"], host["started"]):
+            return False
+        owner = Owner("", *host["owner"])
+        return owner.pid is not None and not owner.is_alive()
+
     def _is_lock(self, lock: int) -> bool:
-        """Whether an open file is still the lock that others would open."""
+        """Return whether an open file is still the lock that other processes would open."""
         try:
-            return os.path.samestat(os.fstat(lock), self._lock.stat())
+            return os.path.samestat(os.fstat(lock), (self.path / "lock").stat())
         except FileNotFoundError:
             return False
 
 
-def homes() -> Iterator[Home]:
-    """Yield all homes of this user on this machine."""
-    for base in _bases():
-        for path in Path(base).glob(f"{_PREFIX}-{os.getuid()}-*"):
-            home, is_ours = Home(path), False
-            with contextlib.suppress(FileNotFoundError):  # another host may clear it away meanwhile
-                is_ours = home.is_ours()
-            if is_ours:
-                yield home
+def remove_abandoned_directories() -> None:
+    """Remove the abandoned directories of this user's hosts on this machine."""
+    paths = (path for parent in _parents() for path in Path(parent).glob(f"{_PREFIX}-{os.getuid()}-*"))
+    for directory in map(HostDirectory, paths):
+        # Another host may remove it at the same time, and another program may have written its files.
+        with contextlib.suppress(OSError, TypeError, ValueError, OverflowError):
+            if directory.is_private() and directory.is_abandoned():
+                with directory.locked(create=False):
+                    if directory.is_abandoned():
+                        directory.remove()
 
 
-def _bases() -> list[str]:
+def _parents() -> list[str]:
     return list(dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp")))  # noqa: S108 - owner and mode are checked

@@ -1,17 +1,16 @@
-"""Decoding that outlives the images that end a decoder: two decoders, each with the call of `decode`.
+"""Decoding that survives images that end a decoder: two decoders with the call of `decode`.
 
-`GuardedDecoder` is `decode` in this process, under a limit on memory and a deadline at which the kernel ends
-the process: it costs seven microseconds an image, and is for processes that somebody starts again.
-`IsolatedDecoder` has a process of its own for it::
+`GuardedDecoder` runs `decode` in this process, with a limit on memory and a deadline. The kernel ends the
+process at the deadline, so it is for processes that Spark starts again. It costs seven microseconds an image.
+`IsolatedDecoder` uses a child process::
 
     scorer ─ content ─► IsolatedDecoder ── socket ──► child: GuardedDecoder ─► decode
            ◄─ pixels, or ImageError ──────────────────┘
-              `crashed` where the child ended; the next image gets another
+              `crashed` if the child ended; the next image gets a new child
 
-`guarded` and `isolated` are these two; `messages` is what passes between parent and child, and
-`python -m nsfw_spark.isolation` the child, which imports neither Spark nor a model library.
-
-Knows nothing of Spark: when a task takes which, `nsfw_spark.spark.worker` says.
+The parent runs `child`. The child is `python -m nsfw_spark.isolation`; it imports neither Spark nor a model
+library. Both use `replies`, which defines the messages between them. `nsfw_spark.spark.worker` chooses the
+decoder of a task; this package does not know Spark.
 """
 
 from __future__ import annotations

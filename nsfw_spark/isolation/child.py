@@ -1,6 +1,7 @@
-"""The child process as its parent sees it: its start, a request, how it died, and its end.
+"""`decode` in a child process. The parent, a process that scores, runs this module.
 
-Nothing that it says is believed without looking: an image may have taken it over.
+In: an image's bytes. Out: its pixels, or an `ImageError`, also for an image that ended the child. This module
+starts the child, `python -m nsfw_spark.isolation`, replaces it after its death, and ends it.
 """
 
 from __future__ import annotations
@@ -13,46 +14,76 @@ import socket
 import subprocess
 import sys
 import weakref
-from types import TracebackType
-from typing import BinaryIO, Final, Self, Unpack
+from typing import Final, Self, Unpack
 
-from nsfw_spark import interpreter
+from nsfw_spark import wire
 from nsfw_spark.decode import MOST_VIEWS, DecodedImage, DecodeOptions, decode
 from nsfw_spark.errors import ImageError
-from nsfw_spark.isolation import messages
 from nsfw_spark.isolation.guarded import DECODE_TIMEOUT_SECONDS
-from nsfw_spark.isolation.messages import MessageError
+from nsfw_spark.isolation.replies import read_reply
 from nsfw_spark.model_card import Preprocessing
+from nsfw_spark.wire import MessageError
 
 _START_SECONDS: Final = 120.0  # within which a child is ready, however busy the machine is
-_STARTS: Final = 2  # a child may be killed from outside while it starts, but hardly twice
-_PATIENCE: Final = 2  # after its deadline a child is gone, unless somebody has stopped it
+_MAX_STARTS: Final = 2  # another process may kill a child while it starts, but hardly twice
+_PATIENCE: Final = 2  # times its timeout: a child that lives longer was stopped by another process
 
 
-class ChildDiedError(Exception):
-    """The child ended while it decoded an image; the message says how.
+class IsolatedDecoder:
+    """`decode` in a child process: a context manager, with the same call.
 
-    Attributes:
-        is_certain: Whether it was this image that ended it.
+    Without `with`, the first image starts the child, which ends with the decoder or its process.
     """
 
-    def __init__(self, message: str, *, is_certain: bool) -> None:
-        super().__init__(message)
-        self.is_certain = is_certain
+    def __init__(self, timeout_seconds: float = DECODE_TIMEOUT_SECONDS) -> None:
+        """Prepare. An image that takes longer than `timeout_seconds` is `crashed`."""
+        self._timeout_seconds = timeout_seconds
+        self._child: _Child | None = None
+
+    def __enter__(self) -> Self:
+        """Start the child, or raise an `OSError` if no child process can start here."""
+        self._usable_child()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._child is not None:
+            self._child.end()
+
+    def __call__(
+        self, content: bytes | None, preprocessing: Preprocessing, **options: Unpack[DecodeOptions]
+    ) -> DecodedImage:
+        """Decode one image: see `decode`.
+
+        Raises:
+            ImageError: As from `decode`; also `too_large` if it needs too much memory, and `crashed`.
+            OSError: No child process can be started here.
+        """
+        if not content:
+            return decode(content, preprocessing, **options)  # raises the error for no content
+        try:
+            return self._usable_child().decode(content, preprocessing, options)
+        except _OtherCauseError:
+            return self._usable_child().decode(content, preprocessing, options)  # the child is new
+
+    def _usable_child(self) -> _Child:
+        if self._child is None or not self._child.is_usable:
+            self._child = _Child(self._timeout_seconds)
+        return self._child
 
 
-class ChildProcess:
+class _OtherCauseError(Exception):
+    """The child died, perhaps because of an earlier image or of another process."""
+
+
+class _Child:
     """A running child.
 
     Attributes:
-        end: Call it to end the child; it is called at the latest when this object or this process ends.
+        end: Ends the child. It is called at the latest when this object or this process ends.
     """
 
     def __init__(self, timeout_seconds: float) -> None:
         """Start a child, and wait until it is ready.
-
-        Args:
-            timeout_seconds: For each image.
 
         Raises:
             OSError: It cannot be started, or ends at once.
@@ -60,41 +91,33 @@ class ChildProcess:
         self._timeout_seconds = timeout_seconds
         self._parent = os.getpid()
         self._num_decoded = 0
-        for _ in range(_STARTS):
+        for _ in range(_MAX_STARTS):
             self._process, self._connection = _start(timeout_seconds)
-            self._stream = self._connection.makefile("rb")
-            self.end = weakref.finalize(
-                self, _end, self._process, self._connection, self._stream, self._parent
-            )
+            self.end = weakref.finalize(self, _end, self._process, self._connection, self._parent)
             with contextlib.suppress(OSError, MessageError):
-                if messages.receive(self._stream, 0) is not None:
+                if wire.receive(self._connection) is not None:
                     self._connection.settimeout(_PATIENCE * timeout_seconds)
                     return
             self.end()
         raise ChildProcessError(
             f"the process that decodes images does not start: {sys.executable} ended with status "
-            f"{self._process.returncode}. Why, it has said on standard error"
+            f"{self._process.returncode}. Its standard error says why"
         )
 
     @property
     def is_usable(self) -> bool:
-        """Whether it has not ended, and was started by this process, not by one of which this is a fork."""
+        """Whether the child runs and belongs to this process, not to the parent of a fork."""
         return self.end.alive and self._parent == os.getpid()
 
     def decode(self, content: bytes, preprocessing: Preprocessing, options: DecodeOptions) -> DecodedImage:
-        """Have it decode one image.
-
-        Raises:
-            ImageError: The image cannot be decoded.
-            ChildDiedError: It ended, or had to be ended.
-        """
+        """Have the child decode one image; raise an `ImageError` also if the image ended the child."""
         head = {"preprocessing": preprocessing.model_dump(mode="json"), "options": options}
         shape = (preprocessing.size, preprocessing.size, 3)
-        most_views = MOST_VIEWS if options.get("strict") else 1
+        max_views = MOST_VIEWS if options.get("strict") else 1
         try:
-            messages.send(self._connection, head, content)
-            reply = messages.receive(self._stream, most_views * math.prod(shape))
-            outcome = None if reply is None else messages.read_reply(*reply, shape)
+            wire.send(self._connection, head, [content])
+            reply = wire.receive(self._connection, max_views * math.prod(shape))
+            outcome = None if reply is None else read_reply(*reply, shape)
         except TimeoutError:
             raise self._death(is_late=True) from None
         except (OSError, MessageError):
@@ -106,13 +129,15 @@ class ChildProcess:
             raise outcome
         return outcome
 
-    def _death(self, *, is_late: bool = False) -> ChildDiedError:
+    def _death(self, *, is_late: bool = False) -> ImageError | _OtherCauseError:
+        """End the child if it still runs; return the error for the image that it decoded last."""
         self.end()
         status = self._process.returncode
         if is_late or status == -signal.SIGALRM:
             limit = f"decode_timeout_seconds = {self._timeout_seconds:g} (--decode-timeout-seconds)"
-            return ChildDiedError(f"decoding it takes longer than {limit}", is_certain=True)
-        return ChildDiedError(_cause(status), is_certain=self._num_decoded == 0)
+            return ImageError("crashed", f"decoding it takes longer than {limit}")
+        # An earlier image may have damaged a child; the first image of a child has no such excuse.
+        return _OtherCauseError() if self._num_decoded else ImageError("crashed", _cause(status))
 
 
 def _start(timeout_seconds: float) -> tuple[subprocess.Popen[bytes], socket.socket]:
@@ -125,7 +150,7 @@ def _start(timeout_seconds: float) -> tuple[subprocess.Popen[bytes], socket.sock
                 [sys.executable, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env=interpreter.environment(OPENBLAS_NUM_THREADS="1"),
+                env=wire.child_environment(OPENBLAS_NUM_THREADS="1"),
                 cwd="/",
                 pass_fds=[theirs.fileno()],
             )
@@ -135,78 +160,17 @@ def _start(timeout_seconds: float) -> tuple[subprocess.Popen[bytes], socket.sock
     return process, ours
 
 
-def _end(process: subprocess.Popen[bytes], connection: socket.socket, stream: BinaryIO, parent: int) -> None:
-    stream.close()
+def _end(process: subprocess.Popen[bytes], connection: socket.socket, parent: int) -> None:
     connection.close()
     if os.getpid() == parent:
-        process.kill()  # changes nothing in how it died, if it did
+        process.kill()  # a dead process keeps its exit status
         process.wait()
 
 
 def _cause(status: int) -> str:
-    """Say how a process died, by its exit status as `subprocess` tells it."""
+    """Return a sentence on how a process died, from its exit status in the form of `subprocess`."""
     if status == -signal.SIGKILL:
-        return "decoding it was killed (SIGKILL), as the kernel does where memory runs out"
+        return "decoding it was killed (SIGKILL), as the kernel does when memory runs out"
     if status < 0:
         return f"decoding it crashes the image library ({signal.Signals(-status).name})"
     return f"decoding it ends the process, with exit status {status}"
-
-
-class IsolatedDecoder:
-    """`decode` in a child process: a context manager, with the same call.
-
-    Without `with` the child starts with the first image, and ends with the decoder or its process.
-    """
-
-    def __init__(self, timeout_seconds: float = DECODE_TIMEOUT_SECONDS) -> None:
-        """Prepare; nothing is started yet.
-
-        Args:
-            timeout_seconds: An image that takes longer is `crashed`.
-        """
-        self._timeout_seconds = timeout_seconds
-        self._child: ChildProcess | None = None
-
-    def __enter__(self) -> Self:
-        """Start the child.
-
-        Raises:
-            OSError: No child process can be started here.
-        """
-        self._running_child()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._child is not None:
-            self._child.end()
-
-    def __call__(
-        self, content: bytes | None, preprocessing: Preprocessing, **options: Unpack[DecodeOptions]
-    ) -> DecodedImage:
-        """Decode one image: see `decode`.
-
-        Raises:
-            ImageError: As from `decode`; `too_large` also where it wants too much memory; `crashed`.
-            OSError: No child process can be started here.
-        """
-        if not content:
-            return decode(content, preprocessing, **options)  # which says why not
-        try:
-            return self._decode(content, preprocessing, options)
-        except ChildDiedError as death:
-            if death.is_certain:
-                raise ImageError("crashed", str(death)) from None
-        try:
-            return self._decode(content, preprocessing, options)
-        except ChildDiedError as death:
-            raise ImageError("crashed", str(death)) from None
-
-    def _decode(self, content: bytes, preprocessing: Preprocessing, options: DecodeOptions) -> DecodedImage:
-        return self._running_child().decode(content, preprocessing, options)
-
-    def _running_child(self) -> ChildProcess:
-        if self._child is None or not self._child.is_usable:
-            self._child = ChildProcess(self._timeout_seconds)
-        return self._child

@@ -1,7 +1,7 @@
-"""`decode` under a limit on memory and a deadline, in this process.
+"""`decode` in this process, with a limit on memory and a deadline.
 
-Native code that never returns to the interpreter cannot be stopped from within it, so the deadline is a timer
-of the kernel, whose signal ends the process. Only a process that somebody starts again may use this.
+The interpreter cannot stop native code that never returns to it. So the deadline is a timer of the kernel,
+and its signal ends the process: only a process that its parent starts again may use this module.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import faulthandler
 import os
 import resource
 import signal
-from types import TracebackType
 from typing import Final, Self, Unpack
 
 from nsfw_spark.decode import DEFAULT_MAX_PIXELS, DecodedImage, DecodeOptions, decode
@@ -19,30 +18,26 @@ from nsfw_spark.errors import ImageError, ImageHeader
 from nsfw_spark.model_card import Preprocessing
 
 DECODE_TIMEOUT_SECONDS: Final = 30.0
-"""100 megapixels take 1 to 6, by format."""
+"""An image of 100 megapixels takes 1 to 6 seconds, depending on its format."""
 
 _BYTES_PER_PIXEL: Final = 20  # measured: docs/design.md
-_BYTES_FOR_ANY: Final = 1 << 28  # threads of the AVIF decoder, chunks beside the pixels
+_BASE_BYTES: Final = 1 << 28  # for any image: threads of the AVIF decoder, buffers beside the pixels
 _STATM: Final = "/proc/self/statm"
-_DATA: Final = 5  # the column with what RLIMIT_DATA counts (proc(5)), in pages
+_DATA: Final = 5  # the column that RLIMIT_DATA limits (proc(5)), in pages
 _PAGE: Final = resource.getpagesize()
 _STDERR: Final = 2
 
 
 class GuardedDecoder:
-    """`decode`, guarded: a context manager, with the same call.
+    """`decode` with limits: a context manager, with the same call.
 
-    An image that wants more memory than one of `max_pixels` needs is `too_large`; where the library does not
-    survive that, or the deadline passes, this process ends. Memory has no limit where there is no /proc, time
-    none where SIGALRM has a handler already.
+    An image that needs more memory than an image of `max_pixels` is `too_large`. The process ends if the
+    library does not survive the limit, or at the deadline. Without /proc there is no limit on memory; with
+    another handler for SIGALRM there is no deadline.
     """
 
     def __init__(self, timeout_seconds: float = DECODE_TIMEOUT_SECONDS) -> None:
-        """Prepare.
-
-        Args:
-            timeout_seconds: After so long the kernel ends this process, with SIGALRM.
-        """
+        """Prepare. An image that takes longer makes the kernel end this process, with SIGALRM."""
         self._timeout_seconds = timeout_seconds
         self._has_timer = False
         self._statm: int | None = None
@@ -50,15 +45,13 @@ class GuardedDecoder:
     def __enter__(self) -> Self:
         self._has_timer = signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
         if self._has_timer:
-            # Says where it was, in the log, without the interpreter's help; then the default action follows.
+            # Logs the stack without the interpreter's help; then the signal's default action follows.
             faulthandler.register(signal.SIGALRM, file=_STDERR, all_threads=False, chain=True)
         with contextlib.suppress(OSError):
             self._statm = os.open(_STATM, os.O_RDONLY | os.O_CLOEXEC)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._has_timer:
             faulthandler.unregister(signal.SIGALRM)
             self._has_timer = False
@@ -72,7 +65,7 @@ class GuardedDecoder:
         """Decode one image: see `decode`.
 
         Raises:
-            ImageError: As from `decode`; `too_large` also where it wants too much memory.
+            ImageError: As from `decode`; also `too_large` if it needs too much memory.
         """
         max_pixels = options.get("max_pixels", DEFAULT_MAX_PIXELS)
         allowed, before = memory_bytes(max_pixels), resource.getrlimit(resource.RLIMIT_DATA)
@@ -101,10 +94,10 @@ class GuardedDecoder:
 
 
 def memory_bytes(max_pixels: int) -> int:
-    """Return how much memory decoding one image may take, beyond what the process holds."""
-    return _BYTES_FOR_ANY + _BYTES_PER_PIXEL * max_pixels
+    """Return how many bytes of memory decoding one image may add to the process."""
+    return _BASE_BYTES + _BYTES_PER_PIXEL * max_pixels
 
 
 def _too_much(allowed: int, max_pixels: int, header: ImageHeader | None) -> ImageError:
-    taken = f"decoding it takes more than {allowed / 1e9:.1f} GB of memory"
-    return ImageError("too_large", f"{taken}, what max_pixels = {max_pixels} (--max-pixels) allows", header)
+    memory = f"decoding it takes more than {allowed / 1e9:.1f} GB of memory"
+    return ImageError("too_large", f"{memory}, the limit of max_pixels = {max_pixels} (--max-pixels)", header)

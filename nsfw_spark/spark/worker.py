@@ -91,17 +91,10 @@ def _predictors(spec: ScorerSpec, models: Sequence[ModelSpec]) -> Iterator[Seque
     with ExitStack() as stack:
         hosted: list[HostedModel] = []
         if spec.host == "auto" and _can_be_hosted():
-            first, *second = models
-            host = HostSpec(
-                first,
-                this_executor(),
-                spec.host_threads,
-                spec.host_timeout_seconds,
-                second=second[0] if second else None,
-            )
+            host = HostSpec(tuple(models), this_executor(), spec.host_threads, spec.host_timeout_seconds)
             try:
-                for place in range(len(models)):
-                    hosted.append(stack.enter_context(HostedModel(host, _task_name(), place)))  # noqa: PERF401
+                for index in range(len(models)):
+                    hosted.append(stack.enter_context(HostedModel(host, _task_name(), index)))  # noqa: PERF401
             except HostUnavailableError as error:
                 _give_up_hosting(error)
         yield hosted if len(hosted) == len(models) else [_own_model(model) for model in models]

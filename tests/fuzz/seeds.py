@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import socket
 import tarfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,12 @@ import numpy as np
 import safetensors.numpy
 from PIL import Image
 
+from nsfw_spark import wire
+from nsfw_spark.decode import DecodedImage, View
+from nsfw_spark.errors import ImageError, ImageHeader
 from nsfw_spark.heads import Predictions
-from nsfw_spark.host import wire
-from nsfw_spark.host.wire import Kind
+from nsfw_spark.host.protocol import scores_message
+from nsfw_spark.isolation.replies import reply_of
 from tests.conftest import LAION_HEADS, encoded, pixels
 from tests.hidden import HIDDEN
 
@@ -106,22 +109,23 @@ def laion_heads() -> dict[str, bytes]:
 
 
 def conversations() -> dict[str, bytes]:
-    """Return what a task and a model host say to each other: a frame of each kind."""
+    """Return messages of a task, a model host, and a child that decodes."""
     one, two = np.array([0.5, 0.25, 1], np.float32), np.ones((3, 2), np.float32)
-    said: dict[str, Callable[[socket.socket], None]] = {
-        "hello": lambda here: wire.send_json(here, Kind.HELLO, version=1, key="k", task="t"),
-        "beat": lambda here: wire.send(here, Kind.BEAT),
-        "pixels": lambda here: wire.send(here, Kind.PIXELS, [np.zeros((2, 4, 4, 3), np.uint8)]),
-        "scores": lambda here: wire.send_scores(here, Predictions(one, two, two, 0.5, 3)),
-        "error": lambda here: wire.send_error(here, ValueError("why")),
+    square, header = np.zeros((4, 4, 3), np.uint8), ImageHeader(60, 40, "PNG")
+    return {
+        "hello": _sent({"kind": "hello", "version": 1, "key": "k", "task": "t", "model": 0}),
+        "pixels": _sent({"kind": "pixels"}, [square, square]),
+        "scores": _sent(*scores_message(Predictions(one, two, two, 0.5, 3))),
+        "error": _sent({"kind": "error", **wire.error_head(ValueError("why"), "the model host")}),
+        "decoded": _sent(*reply_of(DecodedImage(square, header, (View("frame 2", square),), 2))),
+        "bad image": _sent(*reply_of(ImageError("undecodable", "damaged", header))),
     }
-    return {name: _sent(say) for name, say in said.items()}
 
 
-def _sent(say: Callable[[socket.socket], None]) -> bytes:
+def _sent(head: dict[str, Any], body: Sequence[np.ndarray[Any, Any]] = ()) -> bytes:
     here, there = socket.socketpair()
     with here, there:
-        say(here)
+        wire.send(here, head, body)
         return there.recv(1 << 16)
 
 

@@ -11,26 +11,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from nsfw_spark import wire
 from nsfw_spark.cards import load_card
 from nsfw_spark.decode import MOST_VIEWS, DecodedImage, decode
 from nsfw_spark.errors import ConfigError, ImageError, NsfwSparkError, WeightsError
-from nsfw_spark.host import wire
-from nsfw_spark.host.wire import FrameError, Kind
+from nsfw_spark.host.protocol import read_scores
+from nsfw_spark.isolation.replies import read_reply
 from nsfw_spark.laion import read_head
 from nsfw_spark.model_card import Preprocessing
 from nsfw_spark.readers.storage import Storage
 from nsfw_spark.readers.vectors import NpyReader
 from nsfw_spark.readers.webdataset import TarReader
+from nsfw_spark.wire import MessageError
 from tests.fuzz import seeds
 
 MAX_PIXELS: Final = 4_000_000
 MAX_MESSAGE: Final = 1_500  # characters
-MAX_FRAME: Final = 1 << 16  # bytes
+MAX_MESSAGES: Final = 1 << 16  # bytes
 DIMENSION: Final = 4
 SIZE: Final = 16
 _PREPROCESSING: Final = Preprocessing(size=SIZE, mean=(0, 0, 0), std=(1, 1, 1))
@@ -116,25 +118,25 @@ def laion_head(content: bytes) -> None:
 
 
 def conversation(content: bytes) -> None:
-    """What comes through a socket is frames, each with a meaning, or a `FrameError`."""
+    """Bytes from a socket are messages, each with a meaning, or a `MessageError`."""
     here, there = socket.socketpair()
     with here, there:
-        here.sendall(content[:MAX_FRAME])
+        here.sendall(content[:MAX_MESSAGES])
         here.close()
         try:
-            while (header := wire.receive_header(there)) is not None:
-                _read_frame(header[0], wire.receive_payload(there, header[1], MAX_FRAME))
-        except FrameError as error:
+            while (message := wire.receive(there, MAX_MESSAGES)) is not None:
+                _read_message(*message)
+        except MessageError as error:
             _check_message(error)
 
 
-def _read_frame(kind: Kind, payload: bytes) -> None:
-    if kind is Kind.SCORES:
-        assert len(wire.read_scores(payload, 3)) == 3
-    elif kind is Kind.ERROR:
-        assert isinstance(wire.read_error(payload), NsfwSparkError)
-    elif kind in {Kind.HELLO, Kind.WELCOME, Kind.READY}:
-        assert isinstance(wire.read_json(payload), dict)
+def _read_message(head: dict[str, Any], body: bytes) -> None:
+    if head.get("kind") == "scores":
+        assert len(read_scores(head, body, 3)) == 3
+    elif "error" in head:
+        assert isinstance(wire.read_error(head), NsfwSparkError)
+    elif head.keys() & {"header", "views", "status"}:
+        assert isinstance(read_reply(head, body, (4, 4, 3)), DecodedImage | ImageError)
 
 
 TARGETS: Final = {

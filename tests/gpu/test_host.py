@@ -60,7 +60,7 @@ def test_the_batch_size_that_is_found_fits() -> None:
 
 def test_the_host_gives_the_scores_of_the_model_in_this_process() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as owner:
-        spec = HostSpec(ModelSpec(CARD, device="cuda", batch_size=16), Owner.process(owner.pid))
+        spec = HostSpec((ModelSpec(CARD, device="cuda", batch_size=16),), Owner.process(owner.pid))
         with HostedModel(spec) as hosted:
             found = [
                 each.nsfw_scores
@@ -68,7 +68,7 @@ def test_the_host_gives_the_scores_of_the_model_in_this_process() -> None:
             ]
             assert hosted.device == "cuda:0"
         owner.kill()
-    model = load_model(spec.model)
+    model = load_model(spec.models[0])
     for scores, num_images in zip(found, (16, 5), strict=True):
         expected = model.predict(np.stack(squares(num_images))).nsfw_scores
         np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-3)
@@ -78,6 +78,6 @@ def test_the_host_gives_the_scores_of_the_model_in_this_process() -> None:
 def test_a_device_that_is_not_there_is_said() -> None:
     from nsfw_spark import DeviceError
 
-    spec = HostSpec(ModelSpec(CARD, device="cuda:99"), Owner.process(os.getpid()), idle_seconds=1)
+    spec = HostSpec((ModelSpec(CARD, device="cuda:99"),), Owner.process(os.getpid()), idle_seconds=1)
     with pytest.raises(DeviceError, match="device is cuda:99, and torch sees"):
         HostedModel(spec)

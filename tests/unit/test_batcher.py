@@ -1,4 +1,4 @@
-"""The batcher: parts of many tasks become batches, and each task gets its own scores back."""
+"""The batcher: requests of many tasks become batches, and each task gets its own scores back."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from nsfw_spark import DeviceError, WeightsError
+from nsfw_spark import DeviceError, WeightsError, wire
 from nsfw_spark.encoders import Encoded, OutOfMemoryError
 from nsfw_spark.heads import Predictions
-from nsfw_spark.host import HostSpec, Owner, wire
+from nsfw_spark.host import HostSpec, Owner
 from nsfw_spark.host.batcher import Batcher
-from nsfw_spark.host.server import Connection
-from nsfw_spark.host.wire import Kind
+from nsfw_spark.host.protocol import VERSION
+from nsfw_spark.host.server import serve
 from nsfw_spark.model import Model, ModelSpec
 from tests.fakes import FakeEncoder, FakeHead, card
 
 WAIT = 30.0  # seconds that a test waits before it fails
-LINGER = 0.005  # seconds that the batcher waits for more parts
-TOO_LARGE, BROKEN = 254, 255  # greys that no part of a test uses otherwise
+LINGER = 0.005  # seconds that the batcher waits for more requests
+TOO_LARGE, BROKEN = 254, 255  # greys that no request of a test uses otherwise
 
 
 class BreakdownError(Exception):
@@ -97,10 +97,10 @@ def values(predictions: Predictions) -> list[int]:
         ([10, 10, 1], [10, 11]),
         ([16, 16], [16, 16]),
         ([1] * 40, [16, 16, 8]),
-        ([20, 3], [16, 4, 3]),  # a part that was formed before the batch size shrank
+        ([20, 3], [16, 4, 3]),  # a request that was formed before the batch size shrank
     ],
 )
-def test_parts_of_several_tasks_become_batches_that_are_full_and_no_fuller(
+def test_requests_of_several_tasks_become_batches_that_are_full_and_no_fuller(
     sizes: list[int], batches: list[int]
 ) -> None:
     encoder = GatedEncoder()
@@ -108,11 +108,11 @@ def test_parts_of_several_tasks_become_batches_that_are_full_and_no_fuller(
     with running(encoder, num_connections=len(sizes) + 1) as batcher:
         first = batcher.submit(greys(0))
         assert encoder.is_at_gate.wait(WAIT)
-        parts = [batcher.submit(greys(i + 1, size)) for i, size in enumerate(sizes)]
+        requests = [batcher.submit(greys(i + 1, size)) for i, size in enumerate(sizes)]
         encoder.gate.set()
         assert values(first.result(WAIT)) == [0]
-        for i, (size, part) in enumerate(zip(sizes, parts, strict=True)):
-            assert values(part.result(WAIT)) == [i + 1] * size
+        for i, (size, request) in enumerate(zip(sizes, requests, strict=True)):
+            assert values(request.result(WAIT)) == [i + 1] * size
         assert sorted(encoder.batches) == sorted([1, *batches])
 
 
@@ -133,7 +133,7 @@ def test_each_of_8_tasks_gets_its_own_scores_in_order() -> None:
         total = sum(pool.map(task, range(8)))
         assert sum(encoder.batches) == total
         assert max(encoder.batches) <= 16
-        assert len(encoder.batches) < 8 * 100, "parts of several tasks share batches"
+        assert len(encoder.batches) < 8 * 100, "requests of several tasks share batches"
 
 
 def test_a_batch_costs_its_tasks_what_it_cost_in_all() -> None:
@@ -142,17 +142,17 @@ def test_a_batch_costs_its_tasks_what_it_cost_in_all() -> None:
     with running(encoder, num_connections=4) as batcher:
         first = batcher.submit(greys(0))
         assert encoder.is_at_gate.wait(WAIT)
-        parts = [batcher.submit(greys(1, size)) for size in (2, 6)]
+        requests = [batcher.submit(greys(1, size)) for size in (2, 6)]
         encoder.gate.set()
         first.result(WAIT)
-        small, large = (part.result(WAIT) for part in parts)
+        small, large = (request.result(WAIT) for request in requests)
         assert (small.batch_slots, large.batch_slots) == (4.0, 12.0), "8 images in a batch of 16"
         assert small.encode_seconds * 3 == pytest.approx(large.encode_seconds)
         assert large.encode_seconds > 0
 
 
 def shortest_wait(num_connections: int) -> float:
-    """Return the least time that a lone part took, of many tries: what it waits even on an idle machine."""
+    """Return the shortest time of a lone request in many tries: its wait on an idle machine too."""
     with running(GatedEncoder(), num_connections) as batcher:
         seconds = []
         for _ in range(50):
@@ -162,15 +162,15 @@ def shortest_wait(num_connections: int) -> float:
         return min(seconds)
 
 
-def test_a_part_waits_a_little_for_those_of_others() -> None:
+def test_a_request_waits_a_little_for_those_of_others() -> None:
     assert shortest_wait(num_connections=2) >= LINGER
 
 
-def test_a_part_does_not_wait_where_nobody_else_is() -> None:
+def test_a_request_does_not_wait_where_nobody_else_is() -> None:
     assert shortest_wait(num_connections=1) < LINGER
 
 
-def test_a_part_that_nobody_waits_for_any_more_is_not_computed() -> None:
+def test_a_request_that_nobody_waits_for_any_more_is_not_computed() -> None:
     encoder = GatedEncoder()
     encoder.gate.clear()
     with running(encoder, num_connections=4) as batcher:
@@ -189,13 +189,13 @@ def test_it_tells_for_how_long_it_is_at_a_batch() -> None:
     encoder.gate.clear()
     with running(encoder) as batcher:
         assert batcher.busy_seconds() == 0
-        part = batcher.submit(greys(0))
+        request = batcher.submit(greys(0))
         assert encoder.is_at_gate.wait(WAIT)
         deadline = time.monotonic() + WAIT
         while batcher.busy_seconds() < 0.05:
             assert time.monotonic() < deadline
         encoder.gate.set()
-        part.result(WAIT)
+        request.result(WAIT)
         assert batcher.busy_seconds() == 0
 
 
@@ -233,39 +233,37 @@ def test_an_image_that_does_not_fit_is_no_error_of_those_who_share_its_batch() -
 
 def test_a_model_that_breaks_ends_it() -> None:
     batcher = Batcher(lambda: Model(GatedEncoder(), FakeHead(), "fingerprint", 16))
-    part = batcher.submit(greys(BROKEN))
+    request = batcher.submit(greys(BROKEN))
     with pytest.raises(BreakdownError):
         batcher.run()
-    assert not part.done(), "the process ends, and its task sees that"
+    assert not request.done(), "the process ends, and its task sees that"
 
 
 def test_a_model_that_hangs_gives_no_sign_of_life() -> None:
     """So its task can tell it from one that is busy, and kill the host."""
     encoder = GatedEncoder()
     encoder.gate.clear()
-    spec = HostSpec(ModelSpec(card(preprocessing={"size": 2})), Owner("a test"), timeout_seconds=0.4)
+    spec = HostSpec((ModelSpec(card(preprocessing={"size": 2})),), Owner("a test"), timeout_seconds=0.4)
     here, there = socket.socketpair()
     with running(encoder, num_connections=0) as batcher, here:
-        connection = Connection(there, "key", 0, spec, [batcher])
-        serving = threading.Thread(target=connection.serve, daemon=True)
+        serving = threading.Thread(target=serve, args=(there, "key", spec, [batcher]), daemon=True)
         serving.start()
         here.settimeout(WAIT)
-        wire.send_json(here, Kind.HELLO, version=wire.VERSION, key="key", task="a test", model=0)
-        assert [received(here) for _ in range(2)] == [Kind.WELCOME, Kind.READY]
-        wire.send(here, Kind.PIXELS, [greys(7)])
-        assert received(here) == Kind.BEAT, "it is busy"
+        wire.send(here, {"kind": "hello", "version": VERSION, "key": "key", "task": "a test", "model": 0})
+        assert [received(here) for _ in range(2)] == ["welcome", "ready"]
+        wire.send(here, {"kind": "pixels"}, [greys(7)])
+        assert received(here) == "beat", "it is busy"
         here.settimeout(2.0)
         with pytest.raises(TimeoutError):
             [received(here) for _ in range(100)]  # some may be on their way
         encoder.gate.set()
         here.settimeout(WAIT)
-        assert received(here) == Kind.SCORES
+        assert received(here) == "scores"
         here.close()
         serving.join(WAIT)
 
 
-def received(connection: socket.socket) -> Kind:
-    header = wire.receive_header(connection)
-    assert header is not None
-    wire.receive_payload(connection, header[1], wire.MAX_JSON)
-    return header[0]
+def received(connection: socket.socket) -> str:
+    message = wire.receive(connection, 100)
+    assert message is not None
+    return str(message[0]["kind"])

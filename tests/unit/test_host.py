@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import stat
@@ -19,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nsfw_spark import wire
 from nsfw_spark.cards import load_card
 from nsfw_spark.errors import DeviceError, WeightsError
 from nsfw_spark.heads import Predictions
-from nsfw_spark.host import HostedModel, HostSpec, HostUnavailableError, Owner, wire
-from nsfw_spark.host.directory import Home
-from nsfw_spark.host.wire import Kind
+from nsfw_spark.host import HostedModel, HostSpec, HostUnavailableError, Owner
+from nsfw_spark.host.directory import HostDirectory
+from nsfw_spark.host.protocol import VERSION
 from nsfw_spark.model import ModelSpec, load_model
 from nsfw_spark.scorer import Scorer
 from tests.conftest import PHOTOS
@@ -44,6 +44,7 @@ from tests.fakes import (
 )
 
 IMAGE_BYTES = SMALL * SMALL * 3
+PIXELS = b'{"kind": "pixels"}'
 
 
 @pytest.fixture
@@ -65,12 +66,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeExecutor]:
 
 def scores_here(spec: HostSpec, batches: list[Batch]) -> list[float]:
     """Return what the model says in this process."""
-    return scores_of(load_model(spec.model), batches)
+    return scores_of(load_model(spec.models[0]), batches)
 
 
 def test_scores_are_those_of_this_process_to_the_last_bit(shared: FakeExecutor) -> None:
     spec, batches = shared.spec(card()), batches_of(5, size=224)
-    here = load_model(spec.model)
+    here = load_model(spec.models[0])
     with HostedModel(spec) as hosted:
         assert (hosted.fingerprint, hosted.device, hosted.batch_size) == (here.fingerprint, "cpu", 16)
         assert hosted.self_check == here.self_check != None  # noqa: E711 - all three
@@ -92,7 +93,7 @@ def test_open_nsfw_gives_the_same_scores_of_photographs(
     files = [*sorted((PHOTOS / "photos").iterdir())[:18], *(PHOTOS / "corrupt").iterdir()]
     contents = [file.read_bytes() for file in files]
     spec = shared.spec(model, num_threads=2)
-    here = Scorer(model, load_model(spec.model)).score(contents)
+    here = Scorer(model, load_model(spec.models[0])).score(contents)
     with HostedModel(spec) as hosted:
         there = Scorer(model, hosted).score(contents)
         assert host_of(spec).environ()["OMP_NUM_THREADS"] == "2"
@@ -105,7 +106,7 @@ def test_open_nsfw_gives_the_same_scores_of_photographs(
 def test_scores_do_not_depend_on_the_batch_size(shared: FakeExecutor) -> None:
     spec = shared.spec()
     images = [image for batch in batches_of(2) for image in batch]
-    with HostedModel(replace(spec, model=replace(spec.model, batch_size=7))) as hosted:
+    with HostedModel(replace(spec, models=(replace(spec.models[0], batch_size=7),))) as hosted:
         assert hosted.batch_size == 7
         for size in (1, 7):
             scores = scores_of(hosted, [images[at : at + size] for at in range(0, len(images), size)])
@@ -115,14 +116,14 @@ def test_scores_do_not_depend_on_the_batch_size(shared: FakeExecutor) -> None:
 def test_empty_batches_keep_their_place(shared: FakeExecutor) -> None:
     one, two, three = batches_of(3)
     with HostedModel(shared.spec()) as hosted:
-        parts = list(hosted.predict_each([one[:0], one, one[:0], one[:0], two, three, one[:0]]))
-        assert [len(part) for part in parts] == [0, 16, 0, 0, 16, 16, 0]
+        found = list(hosted.predict_each([one[:0], one, one[:0], one[:0], two, three, one[:0]]))
+        assert [len(each) for each in found] == [0, 16, 0, 0, 16, 16, 0]
         assert scores_of(hosted, []) == scores_of(hosted, [batches_of(1)[0][:0]]) == []
-    assert all_scores(parts) == scores_here(shared.spec(), [one, two, three])
+    assert all_scores(found) == scores_here(shared.spec(), [one, two, three])
 
 
-def all_scores(parts: list[Predictions]) -> list[float]:
-    return [score for part in parts for score in part.nsfw_scores.tolist()]
+def all_scores(found: list[Predictions]) -> list[float]:
+    return [score for each in found for score in each.nsfw_scores.tolist()]
 
 
 def test_a_stream_that_was_left_leaves_nothing_to_the_next_one(shared: FakeExecutor) -> None:
@@ -200,10 +201,10 @@ def test_another_model_or_another_owner_has_another_host(shared: FakeExecutor) -
 
 
 TASK = """
-import json, sys
+import sys
 import numpy as np
 from nsfw_spark.host import HostedModel, HostSpec
-with HostedModel(HostSpec.from_json(json.loads(sys.argv[1]))) as hosted:
+with HostedModel(HostSpec.from_json(sys.argv[1])) as hosted:
     (scores,) = hosted.predict_each([[np.zeros((224, 224, 3), np.uint8)] * 3])
 assert len(scores) == 3 and scores.embeddings.shape == (3, 1024)
 heavy = {"torch", "open_clip", "onnx", "onnxruntime", "huggingface_hub", "pyspark", "pandas"}
@@ -216,11 +217,11 @@ def test_two_models_of_a_cascade_share_one_host(executor: FakeExecutor) -> None:
     small, large = (
         card(preprocessing={"size": size}, encoder={"weights": {"random": size}}) for size in (8, 16)
     )
-    spec = executor.spec(small, second=ModelSpec(large, device="cpu"))
+    spec = executor.spec(models=(ModelSpec(small, device="cpu"), ModelSpec(large, device="cpu")))
     here = [load_model(model) for model in spec.models]
-    with HostedModel(spec, place=0) as first, HostedModel(spec, place=1) as second:
-        for place, (hosted, model) in enumerate(zip((first, second), here, strict=True)):
-            batches = batches_of(3, size=spec.models[place].card.preprocessing.size)
+    with HostedModel(spec) as first, HostedModel(spec, model_index=1) as second:
+        for i, (hosted, model) in enumerate(zip((first, second), here, strict=True)):
+            batches = batches_of(3, size=spec.models[i].card.preprocessing.size)
             assert scores_of(hosted, batches) == scores_of(model, batches)
             assert hosted.fingerprint == model.fingerprint
         assert first.fingerprint != second.fingerprint
@@ -230,14 +231,15 @@ def test_two_models_of_a_cascade_share_one_host(executor: FakeExecutor) -> None:
 
 def test_a_second_model_that_cannot_be_loaded_ends_the_host_with_its_reason(executor: FakeExecutor) -> None:
     absent = card(encoder={"weights": {"path": "/absent/weights", "random": None}})
-    spec = executor.spec(second=ModelSpec(absent, device="cpu"))
+    spec = executor.spec()
+    spec = replace(spec, models=(*spec.models, ModelSpec(absent, device="cpu")))
     with pytest.raises(WeightsError, match="/absent/weights"):
-        HostedModel(spec, place=1)
+        HostedModel(spec, model_index=1)
     until(lambda: not executor.hosts())
 
 
 def test_a_task_loads_no_model_library(shared: FakeExecutor) -> None:
-    spec = json.dumps(shared.spec(load_card("open-nsfw"), num_threads=2).as_json())
+    spec = shared.spec(load_card("open-nsfw"), num_threads=2).as_json()
     done = subprocess.run([sys.executable, "-c", TASK, spec], check=False, timeout=2 * WAIT)
     assert done.returncode == 0
 
@@ -255,7 +257,7 @@ def test_batches_that_become_smaller_do_not_lose_those_on_their_way(
     assert log_of(spec).count("from now on") == 2, "8, then 4 at once"
 
 
-def test_a_part_may_be_larger_than_the_hosts_batches_are_by_now(
+def test_a_request_may_be_larger_than_the_hosts_batches_are_by_now(
     executor: FakeExecutor, tmp_path: Path
 ) -> None:
     """A task learns the batch size once, and then the host's may shrink, or the host may be another one."""
@@ -282,7 +284,7 @@ def test_a_device_without_room_for_one_image_is_an_error_that_says_so(
 
 def test_its_directory_is_closed_to_others(shared: FakeExecutor) -> None:
     with HostedModel(shared.spec()):
-        path = Home.of(shared.spec().identity).path
+        path = HostDirectory.of(shared.spec().identity).path
         assert path.parent == shared.directory
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
 
@@ -301,7 +303,7 @@ def test_names_that_are_taken_are_left_alone(executor: FakeExecutor) -> None:
     to_nowhere.symlink_to(executor.directory / "nowhere")
     with HostedModel(executor.spec()), HostedModel(executor.spec()):
         assert len(executor.hosts()) == 1
-        assert Home.of(executor.spec().identity).path.name == f"{name}-4"
+        assert HostDirectory.of(executor.spec().identity).path.name == f"{name}-4"
     assert not [*elsewhere.iterdir(), *open_to_all.iterdir()]
     assert not (executor.directory / "nowhere").exists()
     assert file.read_bytes() == b""
@@ -316,37 +318,44 @@ def test_a_long_path_is_no_place_for_a_socket(
     monkeypatch.setattr(tempfile, "tempdir", None)
     with HostedModel(executor.spec()) as hosted:
         assert len(scores_of(hosted, batches_of(1))) == 16
-        home = Home.of(executor.spec().identity)
-        assert len(os.fsencode(home.socket)) < 107
-        assert home.read_host() is not None
+        directory = HostDirectory.of(executor.spec().identity)
+        assert len(os.fsencode(directory.socket)) < 107
+        assert directory.read_host() is not None
     executor.end()
-    until(lambda: not home.path.exists())
+    until(lambda: not directory.path.exists())
     assert not list(long.iterdir())
 
 
 def connected(spec: HostSpec) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(WAIT)
-    connection.connect(str(Home.of(spec.identity).socket))
+    connection.connect(str(HostDirectory.of(spec.identity).socket))
     return connection
 
 
 def key_of(spec: HostSpec) -> str:
-    return str((Home.of(spec.identity).read_host() or {})["key"])
+    return str((HostDirectory.of(spec.identity).read_host() or {})["key"])
 
 
 def ready(spec: HostSpec) -> socket.socket:
     """Return a connection that was welcome, and may send pixels."""
     connection = connected(spec)
-    hello = {"version": wire.VERSION, "key": key_of(spec), "task": "a test", "model": 0}
-    wire.send_json(connection, Kind.HELLO, **hello)
-    kind = Kind.HELLO
-    while kind != Kind.READY:
-        header = wire.receive_header(connection)
-        assert header is not None
-        kind = header[0]
-        wire.receive_payload(connection, header[1], wire.MAX_JSON)
+    hello = {"kind": "hello", "version": VERSION, "key": key_of(spec), "task": "a test", "model": 0}
+    wire.send(connection, hello)
+    kind = None
+    while kind != "ready":
+        message = wire.receive(connection)
+        assert message is not None
+        kind = message[0]["kind"]
     return connection
+
+
+def start(head_length: int, body_length: int) -> bytes:
+    return struct.pack("<4sIQ", b"NSFW", head_length, body_length)
+
+
+def pixels_message(num_images: int) -> bytes:
+    return start(len(PIXELS), num_images * IMAGE_BYTES) + PIXELS + bytes(num_images * IMAGE_BYTES)
 
 
 def is_hung_up(connection: socket.socket) -> bool:
@@ -374,7 +383,7 @@ def unharmed(spec: HostSpec) -> Iterator[None]:
 def test_who_has_no_key_gets_nothing(shared: FakeExecutor) -> None:
     spec = shared.spec()
     with unharmed(spec):
-        key, version = key_of(spec), wire.VERSION
+        key, version = key_of(spec), VERSION
         for hello in (
             {"version": version},
             {"version": version, "key": ""},
@@ -385,22 +394,22 @@ def test_who_has_no_key_gets_nothing(shared: FakeExecutor) -> None:
             {"version": version + 1, "key": key},
         ):
             connection = connected(spec)
-            wire.send_json(connection, Kind.HELLO, task="a stranger", **hello)
+            wire.send(connection, {"kind": "hello", "task": "a stranger", "model": 0, **hello})
             assert is_hung_up(connection)
 
 
 def test_garbage_is_hung_up_on(shared: FakeExecutor) -> None:
     spec = shared.spec()
-    header = struct.Struct("<4sIQ")
     with unharmed(spec):
         for garbage in (
             b"GET / HTTP/1.1\r\n\r\n",
             bytes(16),
             os.urandom(100_000),
-            header.pack(b"NSFW", Kind.PIXELS, IMAGE_BYTES) + bytes(IMAGE_BYTES),
-            header.pack(b"NSFW", Kind.HELLO, 2**63),
-            header.pack(b"NSFW", Kind.HELLO, 2) + b"[]",
-            header.pack(b"NSFW", Kind.HELLO, 2) + b"\xff\xff",
+            pixels_message(1),
+            start(2**32 - 1, 0),
+            start(2, 2**63) + b"{}",
+            start(2, 0) + b"[]",
+            start(2, 0) + b"\xff\xff",
         ):
             connection = connected(spec)
             with suppress(BrokenPipeError, ConnectionResetError):
@@ -413,15 +422,15 @@ def test_pixels_of_a_wrong_length_are_hung_up_on(shared: FakeExecutor) -> None:
     with unharmed(spec):
         for length in (0, 1, IMAGE_BYTES - 1, IMAGE_BYTES * 65, IMAGE_BYTES << 50, 2**64 - 1):
             connection = ready(spec)
-            connection.sendall(struct.pack("<4sIQ", b"NSFW", Kind.PIXELS, length))
+            connection.sendall(start(len(PIXELS), length) + PIXELS)
             assert is_hung_up(connection)
 
 
 def test_a_task_that_dies_while_it_sends_harms_nobody(shared: FakeExecutor) -> None:
     spec = shared.spec()
     with unharmed(spec):
-        sent = struct.pack("<4sIQ", b"NSFW", Kind.PIXELS, 16 * IMAGE_BYTES) + bytes(16 * IMAGE_BYTES)
-        for num_bytes in (0, 7, 16, 17, 16 + IMAGE_BYTES, len(sent) - 1, len(sent)):
+        sent = pixels_message(16)
+        for num_bytes in (0, 7, 16, 17, 16 + len(PIXELS) + IMAGE_BYTES, len(sent) - 1, len(sent)):
             with ready(spec) as connection:
                 connection.sendall(sent[:num_bytes])
 
@@ -443,12 +452,12 @@ def test_where_no_process_can_start_there_is_no_host_and_nothing_is_left(
     assert executor.is_clean()
 
 
-def test_the_last_words_of_a_host_that_did_not_start_are_said(
+def test_the_log_of_a_host_that_did_not_start_is_in_the_error(
     executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = executor.directory / "python"
     program.write_text("#!/bin/sh\necho no module named nsfw_spark >&2\nexit 1\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    with pytest.raises(HostUnavailableError, match="no module named nsfw_spark"):
+    with pytest.raises(HostUnavailableError, match="The end of its log: no module named nsfw_spark"):
         HostedModel(executor.spec())

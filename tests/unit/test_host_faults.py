@@ -22,7 +22,7 @@ import nsfw_spark
 from nsfw_spark.cards import load_card
 from nsfw_spark.errors import ConfigError, DeviceError, NsfwSparkError, WeightsError
 from nsfw_spark.host import HostedModel, HostSpec, Owner
-from nsfw_spark.host.directory import Home
+from nsfw_spark.host.directory import HostDirectory
 from nsfw_spark.model import load_model
 from nsfw_spark.model_card import ModelCard
 from tests.fakes import (
@@ -82,7 +82,7 @@ class SlowWeights:
 
 
 def scores_here(spec: HostSpec, num_batches: int) -> list[float]:
-    return scores_of(load_model(spec.model), batches_of(num_batches))
+    return scores_of(load_model(spec.models[0]), batches_of(num_batches))
 
 
 def waiting(executor: FakeExecutor, spec: HostSpec, num: int) -> list[Future[HostedModel]]:
@@ -101,7 +101,7 @@ def with_deaths(num_batches: int, deaths: dict[int, Callable[[], object]]) -> It
 
 @pytest.mark.parametrize(
     ("death", "before"),
-    [("killed", 0), ("killed", 5), ("told to end", 2), ("home removed", 3)],
+    [("killed", 0), ("killed", 5), ("told to end", 2), ("directory removed", 3)],
 )
 def test_a_stream_outlives_its_host(shared: FakeExecutor, death: str, before: int) -> None:
     spec = shared.spec()
@@ -113,8 +113,8 @@ def test_a_stream_outlives_its_host(shared: FakeExecutor, death: str, before: in
                 host.kill()
             case "told to end":
                 host.terminate()
-            case "home removed":
-                shutil.rmtree(Home.of(spec.identity).path)
+            case "directory removed":
+                shutil.rmtree(HostDirectory.of(spec.identity).path)
         until(lambda: host not in shared.hosts())
 
     with HostedModel(spec) as hosted:
@@ -136,7 +136,7 @@ def test_batches_that_the_host_took_to_its_grave_are_sent_again(shared: FakeExec
         killer.join()
 
 
-def test_a_second_death_is_an_error_with_the_hosts_last_words(shared: FakeExecutor) -> None:
+def test_a_second_death_is_an_error_with_the_end_of_the_hosts_log(shared: FakeExecutor) -> None:
     spec = shared.spec()
 
     def kill() -> None:
@@ -144,7 +144,7 @@ def test_a_second_death_is_an_error_with_the_hosts_last_words(shared: FakeExecut
 
     with (
         HostedModel(spec) as hosted,
-        pytest.raises(DeviceError, match=r"(?s)died twice in this task.*last words: .*loaded fake on cpu"),
+        pytest.raises(DeviceError, match=r"(?s)died twice in this task.*end of its log: .*loaded fake on"),
     ):
         scores_of(hosted, with_deaths(9, {3: kill, 6: kill}))
     with HostedModel(spec) as hosted:
@@ -205,7 +205,7 @@ def test_other_weights_in_the_next_host_are_an_error(executor: FakeExecutor, tmp
     spec = executor.spec(card(head={"weights": {"path": path}}, preprocessing={"size": SMALL}))
 
     def change() -> None:
-        save_file(load_file(HEAD), path, {"another": "sha256"})
+        save_file(load_file(path), path, {"note": "another sha256"})
         host_of(spec).kill()
 
     with (
@@ -289,7 +289,7 @@ def broken_spec(executor: FakeExecutor, what: str, tmp_path: Path) -> HostSpec:
             return executor.spec(card(head={"weights": {"path": absent}}))
         case "no GPU":
             spec = executor.spec(load_card("open-nsfw"))
-            return replace(spec, model=replace(spec.model, device="cuda"))
+            return replace(spec, models=(replace(spec.models[0], device="cuda"),))
         case "wrong card":
             return executor.spec(card(encoder={"embedding_dim": 5}))
         case "defect":
@@ -379,24 +379,24 @@ def test_it_ends_when_no_task_came_for_a_while_and_not_before(executor: FakeExec
         assert scores_of(hosted, batches_of(1)) == scores_here(spec, 1), "the next task starts another"
 
 
-def abandoned_home(executor: FakeExecutor) -> Home:
+def abandoned_directory(executor: FakeExecutor) -> HostDirectory:
     """Have a host of another executor start, and kill both."""
     with subprocess.Popen(["sleep", "600"]) as owner:  # noqa: S607
         spec = executor.spec(owner=Owner.process(owner.pid))
         with HostedModel(spec):
-            host, home = host_of(spec), Home.of(spec.identity)
+            host, directory = host_of(spec), HostDirectory.of(spec.identity)
             host.kill()
             owner.kill()
     until(lambda: host not in executor.hosts())
-    assert home.read_host() is not None
-    return home
+    assert directory.read_host() is not None
+    return directory
 
 
 def test_the_next_host_clears_away_what_is_abandoned_and_nothing_else(executor: FakeExecutor) -> None:
     killed, running = executor.spec(num_threads=1), executor.spec(num_threads=2)
     with HostedModel(killed), HostedModel(running):
         host_of(killed).kill()  # its log tells the tasks of its executor why it died
-    abandoned = [abandoned_home(executor).path]
+    abandoned = [abandoned_directory(executor).path]
     for i in range(4):
         abandoned.append(abandoned[0].with_name(f"{abandoned[0].name}-{i}"))
         shutil.copytree(abandoned[0], abandoned[-1], ignore=shutil.ignore_patterns("socket"))
@@ -414,28 +414,28 @@ def test_the_next_host_clears_away_what_is_abandoned_and_nothing_else(executor: 
 def test_it_clears_away_too_what_is_not_in_the_temporary_directory(
     executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long = executor.directory / ("x" * 80)  # too long for a socket: homes are elsewhere
+    long = executor.directory / ("x" * 80)  # too long for a socket: directories are elsewhere
     long.mkdir()
     monkeypatch.setenv("TMPDIR", str(long))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    home = abandoned_home(executor)
+    directory = abandoned_directory(executor)
     try:
         with HostedModel(executor.spec()):
-            until(lambda: not home.path.exists())
+            until(lambda: not directory.path.exists())
     finally:
-        home.remove()
+        directory.remove()
 
 
 def test_what_another_has_cleared_away_is_not_made_again(executor: FakeExecutor) -> None:
     """Two GPUs are two hosts, which start at the same time and find the same things to clear away."""
-    home = abandoned_home(executor)
+    directory = abandoned_directory(executor)
     with ExitStack() as lock:
-        lock.enter_context(home.locked())
+        lock.enter_context(directory.locked())
         with HostedModel(executor.spec()):
             host = host_of(executor.spec())
-            until(lambda: str(home.path / "lock") in [file.path for file in host.open_files()])
+            until(lambda: str(directory.path / "lock") in [file.path for file in host.open_files()])
             num_threads = host.num_threads()  # one of them waits for the lock
-            home.remove()
+            directory.remove()
             lock.close()
             until(lambda: host.num_threads() < num_threads)
-    assert not home.path.exists()
+    assert not directory.path.exists()

@@ -196,7 +196,7 @@ def test_a_fork_of_the_process_has_a_child_of_its_own(isolated: IsolatedDecoder)
 
 
 def test_a_defect_is_not_taken_for_a_bad_image(isolated: IsolatedDecoder) -> None:
-    with pytest.raises(NsfwSparkError, match=r"unexpected error .*: TypeError: .*no_such_limit") as raised:
+    with pytest.raises(NsfwSparkError, match=r"unexpected TypeError .*no_such_limit") as raised:
         isolated(png(), SQUARE, no_such_limit=1)
     assert not isinstance(raised.value, ImageError)
 

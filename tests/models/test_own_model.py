@@ -105,7 +105,7 @@ def test_a_head_on_clip_as_the_page_says(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_page_has_the_blocks_that_are_run() -> None:
-    """Else the tests above could pass by finding none."""
+    """Otherwise the tests above could pass by finding none."""
     languages = [language for heading in ("A classifier trained with timm", "A head on CLIP's embeddings")
                  for language, _ in blocks(heading)]  # fmt: skip
     assert languages == ["python", "yaml", "sh", "python", "sh", "python", "python", "yaml", "python", "sh"]

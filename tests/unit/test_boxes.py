@@ -130,7 +130,7 @@ def test_it_finds_what_nudenet_finds(scorer: Scorer, name: str) -> None:
 
 
 def test_there_is_something_to_find() -> None:
-    """Else the test above could not fail."""
+    """Otherwise the test above could not fail."""
     assert by_nudenet(photo("grace-hopper.jpg"))["FACE_FEMALE"] > 0.5
 
 

@@ -323,7 +323,7 @@ def test_other_layers_than_the_cards_are_a_weights_error(
 
 
 class RunsCode:
-    """What a hostile pickle does: whoever loads it makes a directory."""
+    """A hostile pickle: loading it makes a directory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""Models of strangers: nothing in a card or in weights runs, and nothing is read from elsewhere."""
+"""Models of strangers: no code in a card or in weights runs, and no file elsewhere is read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.fakes import brightness_card, card, card_content
 
 
 class Bomb:
-    """Whoever unpickles it makes a directory."""
+    """Unpickling it makes a directory."""
 
     def __init__(self, crater: Path) -> None:
         self.crater = crater
@@ -89,7 +89,7 @@ PLACES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", BOMBS)
 def test_the_bombs_are_live(kind: str, bomb: Bomb) -> None:
-    """Else the test below could not fail."""
+    """Otherwise the test below could not fail."""
     content = io.BytesIO(BOMBS[kind](bomb))
     if kind == "npy":
         np.load(content, allow_pickle=True)
@@ -116,7 +116,7 @@ def test_pickled_weights_are_refused_and_not_run(tmp_path: Path, bomb: Bomb, kin
 
 
 def test_the_same_card_with_the_right_weights_loads(tmp_path: Path) -> None:
-    """Else the test above might fail for another reason."""
+    """Otherwise the test above might fail for another reason."""
     bright = brightness_card(tmp_path / "bright.onnx")
     assert load_model(ModelSpec(bright, device="cpu")).device == "cpu"
 

@@ -43,7 +43,7 @@ def classifier(**encoder: Any) -> ModelCard:  # noqa: ANN401
 
 
 def test_the_test_image_has_the_same_pixels_everywhere() -> None:
-    """Else tables would tell of the image and not of the model."""
+    """Otherwise tables would compare images and not models."""
     picture = Image.open(BytesIO(built_in_image()))
     assert (picture.size, picture.mode) == ((640, 480), "RGB")
     assert zlib.crc32(picture.tobytes()) == 857_986_482

@@ -1,8 +1,7 @@
-"""A file system over HTTP that fails as it is told: WebHDFS, which Spark's own Hadoop client knows.
+"""A WebHDFS server with chosen faults, for Spark's own Hadoop client.
 
-In: a directory of this machine, and what goes wrong with some of its files. Out: an address under which Spark
-lists and reads them, and what it asked for. So that requests, their errors and what Hadoop and Spark make of
-them are real, without a jar that Spark does not have.
+In: a local directory, and the faults of its files. Out: a URI under which Spark lists and reads them, and
+a count of its requests. So tests get real requests and errors, without a jar that Spark does not have.
 
 Source:
     hadoop.apache.org, "WebHDFS REST API" (3.4).
@@ -27,19 +26,19 @@ _EXCEPTIONS: Final = {
     403: "org.apache.hadoop.security.AccessControlException",
     404: "java.io.FileNotFoundException",
 }
-"""By status, what Hadoop's client raises; of others it makes an IOException."""
+"""HTTP status → the exception of Hadoop's client; other statuses give an IOException."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What a file's readers, or a directory's, are answered."""
+    """A fault of a file or a directory."""
 
     status: int | None
-    """Of HTTP; None: the connection ends without an answer."""
+    """HTTP status of the answer; None ends the connection without one."""
     times: float = inf
-    """So often; then all is well."""
+    """Number of requests that fail; later ones succeed."""
     operation: str = "OPEN"
-    """Which is answered so: `OPEN`, `GETFILESTATUS`, or `LISTSTATUS`."""
+    """The operation that fails: `OPEN`, `GETFILESTATUS`, or `LISTSTATUS`."""
 
 
 class FaultyStore:
@@ -48,16 +47,16 @@ class FaultyStore:
     def __init__(
         self, folder: Path, faults: Mapping[str, Fault], lengths: Mapping[str, int] | None = None
     ) -> None:
-        """Begin to serve.
+        """Start the server.
 
         Args:
-            folder: What is in it is what there is.
-            faults: By name below the folder.
-            lengths: By name: of files that say they are of another length than they are.
+            folder: The directory to serve.
+            faults: Name below the folder → fault.
+            lengths: Name below the folder → a wrong length that the server reports.
         """
         self.folder, self.faults, self.lengths = folder, faults, lengths or {}
         self.asked: Counter[tuple[str, str]] = Counter()
-        """How often each operation was asked for, by operation and name."""
+        """Number of requests, by operation and name."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"store": self}))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -65,7 +64,7 @@ class FaultyStore:
 
     @property
     def uri(self) -> str:
-        """What Spark reads it by."""
+        """The URI of the directory, for Spark."""
         return f"webhdfs://127.0.0.1:{self._server.server_port}/images"
 
     def image_id(self, name: str) -> str:
@@ -73,14 +72,14 @@ class FaultyStore:
         return f"{self.uri}/{name}"
 
     def fault(self, operation: str, name: str) -> Fault | None:
-        """Note that something is asked for; return what is wrong with it this time."""
+        """Count a request; return its fault, if it has one."""
         self.asked[operation, name] += 1
         fault = self.faults.get(name)
         is_due = fault is not None and fault.operation == operation
         return fault if is_due and fault is not None and self.asked[operation, name] <= fault.times else None
 
     def status(self, path: Path, suffix: str) -> dict[str, Any]:
-        """Return what WebHDFS says of a file or directory."""
+        """Return WebHDFS's status of a file or directory."""
         found = path.stat()
         name = path.relative_to(self.folder).as_posix()
         return {
@@ -128,10 +127,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif operation == "OPEN":
             self._answer(200, path.read_bytes()[int(query.get("offset", 0)) :])
         else:
-            self._say(200, self._told(operation, path))
+            self._answer_json(200, self._result(operation, path))
 
-    def _told(self, operation: str, path: Path) -> dict[str, Any]:
-        """Return what is said of a file or directory."""
+    def _result(self, operation: str, path: Path) -> dict[str, Any]:
+        """Return the answer to an operation."""
         if operation == "GETFILEBLOCKLOCATIONS":
             return {"BlockLocations": {"BlockLocation": []}}
         if operation == "GETFILESTATUS":
@@ -148,10 +147,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         exception = _EXCEPTIONS.get(status, "java.io.IOException")
-        self._say(status, _remote(exception, f"the store answers {status} for /images/{name}"))
+        self._answer_json(status, _remote(exception, f"the store answers {status} for /images/{name}"))
 
-    def _say(self, status: int, content: Mapping[str, Any]) -> None:
-        # Without a content type: to parse one, the client wants a library that Spark's jars leave out.
+    def _answer_json(self, status: int, content: Mapping[str, Any]) -> None:
+        # No content type: to parse one, the client needs a library that Spark's jars lack.
         self._answer(status, json.dumps(content).encode())
 
     def _answer(self, status: int, content: bytes, **headers: str) -> None:
@@ -162,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: `FaultyStore.asked` tells."""
+        """Log nothing: `FaultyStore.asked` counts the requests."""
 
 
 def _remote(exception: str, message: str) -> dict[str, Any]:

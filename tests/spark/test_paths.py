@@ -1,4 +1,4 @@
-"""Paths: whatever a file system lets a name hold, each image of each source is one row under that name."""
+"""Paths: an image with any name that a file system allows is one row under that name, in each format."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ NAMES = (
     unicodedata.normalize("NFC", "é"),
     unicodedata.normalize("NFD", "é"),
 )
-"""What a name in a directory may be."""
+"""Names in a directory."""
 
 AWKWARD = """a 'b' "c" `d` #e 100%41 ?f=g *h[i]{j,k} \\l\nm é"""
-"""All of it in one."""
+"""A name with all special characters."""
 
 MAX_PATH = 4_095  # Linux': PATH_MAX without the byte that ends it
 MAX_NAME = 255
@@ -53,13 +53,13 @@ def write(path: Path, content: bytes) -> Path:
 
 
 def places(folder: Path, suffix: str) -> list[Path]:
-    """Return where files may lie: under each name, and at the end of a path of 4,000 characters."""
+    """Return paths of files: one of each name, and one of 4,000 characters."""
     named = [folder / f"{name}{suffix}" for name in NAMES]
     return [*named, deep(folder, 4_000 - len(suffix)).with_suffix(suffix)]
 
 
 class Input(NamedTuple):
-    """A source, what it is, and which images it holds."""
+    """An input, its images and its options."""
 
     uri: Path
     image_ids: set[str]

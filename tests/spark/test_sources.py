@@ -1,4 +1,4 @@
-"""Sources: whatever images lie in, each is one row, and what is damaged says so."""
+"""Sources: each image in each format is one row, and so is each damaged file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 from delta import DeltaTable
 from pyspark.sql import SparkSession
+from pyspark.sql.types import StructType
 
 from nsfw_spark.cards import load_card
 from nsfw_spark.embeddings import load_embeddings_scorer
 from nsfw_spark.errors import ConfigError, InputError, TableError
+from nsfw_spark.readers import chunk as readers
 from nsfw_spark.spark import read_images, score_images
+from nsfw_spark.spark.schema import arrow_schema
 from nsfw_spark.spark.sources import Limit, SourceOptions, open_source
+from nsfw_spark.spark.sources.source import FILE_COLUMNS
 from tests.conftest import png
 from tests.spark.conftest import Run, Tables, image_id, write_files
 
@@ -39,7 +43,7 @@ def tar(entries: list[tuple[str, bytes]], mode: str = "w") -> bytes:
 
 
 def samples(first: int, number: int) -> list[tuple[str, bytes]]:
-    """Return entries of a tar: images, and beside each a caption and JSON."""
+    """Return the entries of a tar: images, each with a caption and JSON."""
     return [
         entry
         for i in range(first, first + number)
@@ -52,7 +56,7 @@ def samples(first: int, number: int) -> list[tuple[str, bytes]]:
 
 
 def write_tars(folder: Path) -> Path:
-    """Write three images in a tar, two in a compressed one, a tar that is cut, one that is empty."""
+    """Write a tar of three images, a compressed one of two, a truncated one, and an empty one."""
     whole = tar(samples(20, 4))
     return write_files(
         folder,
@@ -79,7 +83,7 @@ def image_table(first: int, number: int) -> pa.Table:
 
 
 def write_parquet(folder: Path) -> Path:
-    """Write ten images in two files, one of them with three row groups, and a file that is damaged."""
+    """Write nine images and a null in two files, one with three row groups, and a damaged file."""
     folder.mkdir()
     null = pa.array([None], image_table(0, 1).schema.field("image").type)
     with_null = pa.concat_tables([image_table(0, 6), image_table(6, 1).set_column(0, "image", null)])
@@ -89,7 +93,7 @@ def write_parquet(folder: Path) -> Path:
 
 
 def vectors(number: int = 40) -> npt.NDArray[np.float32]:
-    """Return embeddings for L/14: of unit length but for the last; one is zero, one not finite."""
+    """Return unit embeddings for L/14; one is zero, one is not finite, the last has length 3."""
     values = np.random.default_rng(0).normal(size=(number, 768)).astype(np.float32)
     values /= np.linalg.norm(values, axis=1, keepdims=True)
     values[1], values[2, 5], values[-1] = 0, np.nan, values[-1] * 3
@@ -97,7 +101,7 @@ def vectors(number: int = 40) -> npt.NDArray[np.float32]:
 
 
 def write_clip_retrieval(folder: Path) -> Path:
-    """Write what clip-retrieval writes: embeddings of images and texts, and metadata."""
+    """Write a folder as clip-retrieval does: embeddings of images and texts, and metadata."""
     for name in ("img_emb", "text_emb", "metadata"):
         (folder / name).mkdir(parents=True)
     for i, half in enumerate(np.split(vectors(), 2)):
@@ -430,3 +434,8 @@ def test_tars_are_read_as_a_data_frame(
     assert rows[f"{a}!/0001.png"].nsfw_score is not None
     assert rows[cut].status == "missing"
     assert rows[cut].content is None
+
+
+def test_readers_and_sources_agree_on_the_columns_of_a_file() -> None:
+    of_spark = arrow_schema(StructType(FILE_COLUMNS))
+    assert (of_spark.names, of_spark.types) == (readers.FILE_COLUMNS.names, readers.FILE_COLUMNS.types)

@@ -1,4 +1,4 @@
-"""Shards: what is written is what was given, in the same bytes each time."""
+"""Shards: a file holds the given images, and the same images give the same bytes."""
 
 from __future__ import annotations
 

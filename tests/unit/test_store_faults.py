@@ -16,7 +16,7 @@ from werkzeug.serving import make_server
 from nsfw_spark.errors import ImageError
 from nsfw_spark.readers.storage import Storage
 from nsfw_spark.readers.webdataset import TarReader
-from tests.unit.test_webdataset import Row, listed, photos, rows_of, tar_of
+from tests.unit.test_readers_webdataset import Row, listed, photos, rows_of, tar_of
 
 NUM_IMAGES: Final = 40
 TAR: Final = tar_of(*photos(NUM_IMAGES, size=300_000))

@@ -93,8 +93,8 @@ def content_columns(schema: StructType, options: SourceOptions) -> TableColumns:
             f"{kind.plural}: {kind.types}. Name another with --content-column"
         )
     # More columns of images would be copied into each of the tables, so they are carried only by name.
-    others = [field.name for field in schema if kind.fits(field.dataType) and field.name != content]
-    left_out = [name for name in others if name not in options.named]
+    known = (content, options.id_column, *options.named)
+    left_out = [field.name for field in schema if kind.fits(field.dataType) and field.name not in known]
     if left_out and (options.carry == "all" or options.content_column is None):
         sys.stderr.write(
             f"nsfw-spark: input {options.uri}: takes {kind.plural} from column {content} and leaves out "

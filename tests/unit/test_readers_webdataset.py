@@ -1,4 +1,4 @@
-"""WebDataset: every image of a tar is a row with its text, and whatever is wrong with the tar is one more."""
+"""The reader of tars: each image is a row with its text, and a damaged tar adds one row that says so."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Row = dict[str, Any]
 
 
 def tar_of(*entries: Entry | tarfile.TarInfo, **options: Any) -> bytes:  # noqa: ANN401
-    """Return a tar of files, in order, and of headers without data; `options` are those of `tarfile.open`."""
+    """Return a tar with files and headers without data, in order; `options` go to `tarfile.open`."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", **options) as tar:
         for entry in entries:
@@ -56,7 +56,7 @@ def special(name: str, kind: bytes) -> tarfile.TarInfo:
 
 
 class MemoryStorage(Storage):
-    """Files that are in memory, or raise what the storage would."""
+    """Files in memory, or the error that opening one raises."""
 
     def __init__(self, files: dict[str, bytes | OSError]) -> None:
         super().__init__()
@@ -103,13 +103,13 @@ def read_entries(
     *entries: Entry | tarfile.TarInfo,
     **options: Any,  # noqa: ANN401 - those of `tar_of`
 ) -> list[tuple[str, bytes | ImageError]]:
-    """Return names, without the tar's, and contents."""
+    """Return the entries' names and contents."""
     rows = read_one(tar_of(*entries, **options))
     return [(row["image_id"].removeprefix("x!/"), row["content"]) for row in rows]
 
 
 def problem_of(rows: list[Row], status: str) -> str:
-    """Return what the tar's own row says."""
+    """Return the message in the tar's own row."""
     (row,) = [row for row in rows if row["image_id"] == "x"]
     assert isinstance(row["content"], ImageError)
     assert (row["content"].status, row["source_file"]) == (status, "x")
@@ -250,7 +250,7 @@ def test_what_is_no_file_is_no_image() -> None:
 
 
 def test_a_sparse_image_is_a_row_that_says_so() -> None:
-    """As GNU tar writes them in pax format: the map of the data stands before it."""
+    """GNU tar in pax format writes the map of the data before the data."""
     info = tarfile.TarInfo("GNUSparseFile.0/sparse.jpg")
     info.size, info.pax_headers = (
         1024,
@@ -313,7 +313,7 @@ def test_the_same_name_in_another_tar_is_another() -> None:
     assert [row["source_file"] for row in rows] == ["x", "y"]
 
 
-# Without the time, that the content, and with it a test's name, stays the same.
+# mtime=0 makes the content, and so a test's name, the same in each process.
 gzipped = functools.partial(gzip.compress, mtime=0)
 
 COMPRESSIONS: Final[dict[str, Callable[[bytes], bytes]]] = {
@@ -472,7 +472,7 @@ def test_a_tar_that_was_listed_and_is_gone_is_a_row(tmp_path: Path) -> None:
 
 
 class OneFile(Storage):
-    """A storage that holds one file, which Python reads."""
+    """A storage with one file, which Python reads."""
 
     def __init__(self, file: io.RawIOBase | io.BytesIO) -> None:
         super().__init__()
@@ -483,7 +483,7 @@ class OneFile(Storage):
 
 
 class FailingFile(io.BytesIO):
-    """A file whose storage fails after it was opened."""
+    """A file whose storage fails after the file was opened."""
 
     def read(self, size: int | None = -1) -> bytes:
         if self.tell() > 3 * 1536:
@@ -556,7 +556,7 @@ def test_a_tar_may_be_damaged_anywhere(position: int, damage: bytes, compression
 
 
 class Gibibytes(io.RawIOBase):
-    """Parts that follow each other: bytes, or so many zeros that nobody has to hold."""
+    """A file of parts in order: bytes, or a number of zeros that are never in memory at once."""
 
     def __init__(self, parts: list[bytes | int]) -> None:
         self._parts = parts
@@ -577,7 +577,7 @@ class Gibibytes(io.RawIOBase):
 
 
 def test_a_tar_of_gibibytes_is_read_in_constant_memory() -> None:
-    """A video is passed over, an image that is too large has a row."""
+    """The reader skips a video; an image that is too large has a row."""
     parts: list[bytes | int] = []
     for name, size in [("film.mp4", (2 << 30) + 512), ("huge.jpg", (1 << 30) + 512), ("good.jpg", 0)]:
         info = tarfile.TarInfo(name)
@@ -611,5 +611,5 @@ def test_memory_does_not_grow_with_the_entries() -> None:
         grown = tracemalloc.get_traced_memory()[1] - before
     finally:
         tracemalloc.stop()
-    # The stream's buffer, a chunk, and a hash for each name; tarfile's own list would be 1.5 KB an entry.
+    # The stream's buffer, a chunk, and a hash for each name; tarfile's own list takes 1.5 KB an entry.
     assert grown < (3 << 20) + 150 * num

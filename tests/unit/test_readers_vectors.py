@@ -1,4 +1,4 @@
-"""Embeddings computed elsewhere: each vector once, in order, as float32, and a bad one says so in its row."""
+"""Readers of embeddings: each vector comes once, in order, as float32; a bad one has a problem in its row."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ D = 8
 CAPTION = pa.field("caption", pa.string())
 EMB = RowColumns("emb")
 Found = list[tuple[dict[str, Any], list[float] | ImageError]]
-"""Columns of a row, and its vector or why there is none."""
+"""Columns of a row, and its vector or the reason why there is none."""
 
 
 def listed(*paths: Path, parts: int = 1) -> Iterator[pa.RecordBatch]:
-    """Return what Spark lists: each path once for each part."""
+    """Return Spark's listing: each path once for each part."""
     for path in paths:
         yield pa.record_batch(
             {

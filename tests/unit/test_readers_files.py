@@ -1,4 +1,4 @@
-"""Readers of one image a listed row: local files, and bytes that Spark has read."""
+"""Readers of one image a row: local files, and rows with bytes that Spark has read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def listed(paths: list[str]) -> pa.RecordBatch:
 
 def test_a_file_that_is_too_long_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "long.jpg").open("wb") as file:
-        file.truncate(1 << 40)  # a hole: it takes no room, and memory for nobody
+        file.truncate(1 << 40)  # a sparse file: it takes no disk space
     (tmp_path / "short.jpg").write_bytes(b"abc")
     uris = [f"file:{tmp_path}/{name}.jpg" for name in ("long", "short")]
     (chunk,) = LocalFileReader(max_bytes=3).read(iter([listed(uris)]))

@@ -1,4 +1,4 @@
-"""The tables are open: a Delta reader that is not Spark sees the same."""
+"""Open tables: a Delta reader without Spark sees the same rows as Spark."""
 
 from __future__ import annotations
 

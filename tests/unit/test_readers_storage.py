@@ -1,4 +1,4 @@
-"""Storage: names as Hadoop writes them, credentials as Hadoop has them; what cannot be read is an OSError."""
+"""Storage: takes Hadoop's names and credentials as they are; raises OSError for unreadable files."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_storage_travels_and_keeps_its_secrets_out_of_sight() -> None:
     ],
 )
 def test_each_scheme_has_its_own_names(uri: str, path: str) -> None:
-    """The HDFS client needs a Java machine: its names are the local ones."""
+    """HDFS is not here, because its client needs Java; its names are like local ones."""
     files = Storage({"fs.s3a.endpoint.region": "eu-north-1", "fs.gs.auth.type": "UNAUTHENTICATED"})
     assert files.locate(uri)[1] == path
 
@@ -230,7 +230,7 @@ def test_a_file_system_is_made_once_for_each_bucket_and_its_settings() -> None:
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Storage]:
-    """A server that speaks S3 and holds one bucket, `bucket`; and how to reach it."""
+    """Storage of an S3 server with one bucket, `bucket`."""
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

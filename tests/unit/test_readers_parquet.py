@@ -1,4 +1,4 @@
-"""Parquet files of images: each row once, whatever is damaged, and each row knows its place."""
+"""Readers of Parquet files: each row comes once, with its place, whatever part of a file is damaged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HUGGING_FACE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def listed(*paths: Path, parts: int = 1) -> Iterator[pa.RecordBatch]:
-    """Return what Spark lists: each path once for each part."""
+    """Return Spark's listing: each path once for each part."""
     for path in paths:
         yield pa.record_batch(
             {
@@ -62,7 +62,7 @@ def write(path: Path, content: pa.Array, group: int | None = None, **columns: pa
 
 
 def numbered(num_rows: int, size: int = 4) -> pa.Array:
-    """Return contents that tell which row they are of."""
+    """Return contents that hold their row number."""
     return pa.array([str(i).encode().rjust(size, b"0") for i in range(num_rows)])
 
 
@@ -189,7 +189,7 @@ def test_a_damaged_file_of_many_parts_is_one_row_but_a_vanished_one_cannot_be_si
     bad = tmp_path / "bad.parquet"
     bad.write_bytes(b"x" * 100)
     assert len(read(reader_of(), listed(bad, parts=3))) == 1
-    # Which of the tasks found the file still there, no other can know.
+    # No task knows whether another one found the file.
     bad.unlink()
     rows = read(reader_of(), listed(bad, parts=3))
     assert [row["image_id"] for row, _ in rows] == [f"file:{bad}{part}" for part in ("", "#part1", "#part2")]
@@ -305,7 +305,9 @@ def test_tasks_share_a_file_evenly(tmp_path: Path) -> None:
 def test_a_footer_that_contradicts_itself_is_one_row(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", numbered(77), 7)
     whole = path.read_bytes()
-    footer = whole.rindex(bytes([0x16, 2 * 7]))  # the count of rows of the last row group, as thrift has it
+    footer = whole.rindex(
+        bytes([0x16, 2 * 7])
+    )  # the count of rows of the last row group, as thrift encodes it
     path.write_bytes(whole[:footer] + bytes([0x16, 0]) + whole[footer + 2 :])
     [(columns, error)] = read(reader_of(), listed(path, parts=2))
     assert (columns["image_id"], error.status) == (f"file:{path}", "undecodable")
@@ -313,7 +315,7 @@ def test_a_footer_that_contradicts_itself_is_one_row(tmp_path: Path) -> None:
 
 
 def test_damaged_metadata_of_a_column_do_not_end_the_process(tmp_path: Path) -> None:
-    """pyarrow 26 aborts where it is asked for them and their histograms are of the wrong size."""
+    """pyarrow 26 aborts if one reads such metadata with histograms of a wrong size."""
     path = write(tmp_path / "x.parquet", numbered(4), caption=pa.array(["text"] * 4))
     whole = bytearray(path.read_bytes())
     length = int.from_bytes(whole[-8:-4], "little")

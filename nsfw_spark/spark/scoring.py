@@ -1,9 +1,9 @@
 """The job's one operator: what a source lists → the columns of image_scores.
 
 In the Python worker of a task, a reader opens the rows that Spark listed, and the scorer scores the images
-that it finds. One row may be one image (a file, a row of a table) or thousands (a tar). Arrow batches go in and
-come out (`mapInArrow`), so that no number becomes a Python object on its way. Spark never runs an operator
-twice for a filter on its result, as it may run a UDF.
+that it finds. One row may be one image (a file, a row of a table) or thousands (a tar). Arrow batches go in
+and come out (`mapInArrow`), so that no number becomes a Python object on its way. Spark never runs an
+operator twice for a filter on its result, as it may run a UDF.
 
 `choose_scoring` picks one of two: `ImageScoring` scores encoded images, `VectorScoring` scores embeddings
 that were computed elsewhere.

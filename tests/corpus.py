@@ -1,7 +1,7 @@
 """Hostile image files, the same in each run: `python -m tests.corpus DIR` writes them.
 
-Made from the seeds in tests/data/seeds by the modules of tests/hostile. Each comes with the statuses that it
-may end with; several, where it is the image library's choice how much damage it forgives.
+The modules of tests/hostile make them from the seeds in tests/data/seeds. Each has one or more right
+statuses: the image library decides how much damage it forgives.
 """
 
 from __future__ import annotations
@@ -35,19 +35,12 @@ _MAKERS = (
 
 
 def hostile_images() -> Iterator[Hostile]:
-    """Yield all hostile files, one after the other: together they are 120 MB."""
+    """Yield all hostile files; together they have 120 MB."""
     return chain.from_iterable(maker() for maker in _MAKERS)
 
 
 def hostile_files(directory: Path) -> list[tuple[Path, frozenset[Status]]]:
-    """Write all hostile files into a directory.
-
-    Args:
-        directory: It is made where there is none.
-
-    Returns:
-        Each file, and the statuses that it may end with.
-    """
+    """Write all hostile files into a directory; return each file and its right statuses."""
     directory.mkdir(parents=True, exist_ok=True)
     written = []
     for name, content, statuses in hostile_images():

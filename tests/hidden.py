@@ -1,6 +1,6 @@
-"""Dark images whose bright part is where a look at the centre of the first frame does not see it.
+"""Dark images with a bright part that the centre of the first frame does not show.
 
-With `FakeEncoder` and `FakeHead` the bright part scores near 1, all else near 0.
+With `FakeEncoder` and `FakeHead` the bright part scores near 1, the rest near 0.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def plain(colour: str | tuple[int, ...], size: tuple[int, int] = SIZE, mode: str
 
 
 def frames(colours: list[str], image_format: str, size: tuple[int, int] = SIZE, **options: Any) -> bytes:  # noqa: ANN401
-    """Return a file of several frames, each of one colour and with a corner of its own."""
+    """Return a file of several frames, each of one colour with a different corner pixel."""
     images = [plain(colour, size) for colour in colours]
     for i, image in enumerate(images):  # else Pillow joins those that are alike
         image.putpixel((0, 0), (i, 2 * i, 3 * i))
@@ -62,9 +62,9 @@ def with_exif_thumbnail(image: Image.Image, thumbnail: bytes) -> bytes:
 
 
 def mpo(pictures: Sequence[bytes], *, sizes_of: int | None = None) -> bytes:
-    """Return an MPO of JPEGs; where `sizes_of` is given, it says of each that it has so many bytes.
+    """Return an MPO of JPEGs; it claims that each has `sizes_of` bytes, if given.
 
-    Pillow's own has wrong offsets where there are more than two.
+    Pillow writes wrong offsets for more than two pictures.
     """
     count, first = len(pictures), pictures[0]
     fields = struct.pack("<HHHL4s", 3, 0xB000, 7, 4, b"0100") + struct.pack("<HHLL", 0xB001, 4, 1, count)
@@ -90,7 +90,7 @@ def with_photoshop_thumbnail(image: Image.Image, thumbnail: bytes) -> bytes:
 
 
 def turned(image: Image.Image) -> bytes:
-    """Return a JPEG that is stored lying on its side."""
+    """Return a JPEG that is stored on its side."""
     exif = Image.Exif()
     exif[0x0112] = 6
     return encoded(image.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif)
@@ -142,7 +142,7 @@ HIDDEN: Final[dict[str, Hidden]] = {
     "animated-panorama.png": Hidden(animated_panorama(), "frame 2, tile 1 of 5", 3),
     "transparent-panorama.png": Hidden(transparent_panorama(), "on white, tile 1 of 5"),
 }
-"""By name; the extension is the format."""
+"""By file name; the extension is the format."""
 
 
 def heic() -> Hidden:

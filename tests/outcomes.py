@@ -1,8 +1,8 @@
-"""Decodes images, each in a process of its own, and says how that ended: what `decode` must survive.
+"""Decodes images, each in a process of its own, and prints one line of JSON with the outcome of each.
 
 `python -m tests.outcomes` decodes the corpus of hostile files, `python -m tests.outcomes DIR` the files of a
-directory, both with `--strict` all their views; one line of JSON each. A process that dies, hangs or takes
-too much memory ends as what it is, and takes nothing with it.
+directory; `--strict` decodes all views. A process that dies, hangs or takes too much memory is an outcome,
+too.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def outcome(name: str, content: bytes, *, strict: bool = False) -> Outcome:
 
 
 def _give_back_memory() -> None:
-    """Have glibc return what is free: the child would use it again, and that would not be counted."""
+    """Make glibc return free memory: the child would use it again, and it would not be counted."""
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
 

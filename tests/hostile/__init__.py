@@ -1,1 +1,1 @@
-"""Makers of hostile files, one module a kind; `tests/corpus.py` puts them together."""
+"""Makers of hostile files, one module for each kind; `tests/corpus.py` joins them."""

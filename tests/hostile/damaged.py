@@ -1,4 +1,4 @@
-"""Sound files, cut short at many points, or with bits that flipped."""
+"""Sound files that are cut short, or have flipped bits."""
 
 from __future__ import annotations
 

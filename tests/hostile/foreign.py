@@ -1,4 +1,4 @@
-"""What is no image, or none that is decoded, under an image's name."""
+"""Files named like images that are no images, or images of formats that are not decoded."""
 
 from __future__ import annotations
 

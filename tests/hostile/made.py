@@ -1,4 +1,4 @@
-"""What a maker of hostile files yields, and the seeds that it begins from."""
+"""The type of a hostile file, and the sound files (seeds) from which the makers start."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNDECODABLE: Final[frozenset[Status]] = frozenset({"undecodable"})
 UNSUPPORTED: Final[frozenset[Status]] = frozenset({"unsupported"})
 TOO_LARGE: Final[frozenset[Status]] = frozenset({"too_large"})
 DAMAGED: Final = OK | UNDECODABLE
-"""Where it is the library's choice how much damage it forgives."""
+"""The image library decides how much damage it forgives."""
 
 
 class Hostile(NamedTuple):
@@ -26,4 +26,4 @@ class Hostile(NamedTuple):
     name: str
     content: bytes
     statuses: frozenset[Status]
-    """Those that it may end with."""
+    """The statuses that are right for it."""

@@ -13,7 +13,7 @@ _TINY = zlib.compress(bytes(4) * 1)  # one row of one RGB pixel, and its filter 
 
 
 def chunk(name: bytes, data: bytes, *, crc: int | None = None, length: int | None = None) -> bytes:
-    """Return a chunk, whose checksum and length may lie."""
+    """Return a chunk; its checksum and length may be wrong."""
     crc = zlib.crc32(name + data) if crc is None else crc
     return struct.pack(">I", len(data) if length is None else length) + name + data + struct.pack(">I", crc)
 
@@ -25,7 +25,7 @@ def png(width: int, height: int, *extra: bytes, data: bytes, depth: int = 8, col
 
 
 def zeros(num_bytes: int) -> bytes:
-    """Return so many zeros, compressed."""
+    """Return `num_bytes` zeros, compressed."""
     compressor, block = zlib.compressobj(1), bytes(1 << 20)
     parts = [compressor.compress(block) for _ in range(num_bytes >> 20)]
     return b"".join([*parts, compressor.compress(bytes(num_bytes & 0xFFFFF)), compressor.flush()])
@@ -52,7 +52,7 @@ def sizes() -> Iterator[Hostile]:
 
 
 def bombs() -> Iterator[Hostile]:
-    """Yield small files that become as large as is allowed, or larger."""
+    """Yield small files that inflate to the limit or beyond."""
     one_bit = png(10_000, 10_000, data=zeros(1251 * 10_000), depth=1, colour=0)
     yield Hostile("png-bomb-1-bit.png", one_bit, OK)
     yield Hostile("png-bomb-alpha.png", png(9_900, 9_900, data=zeros(39_601 * 9_900), colour=6), OK)
@@ -100,7 +100,7 @@ def structures() -> Iterator[Hostile]:
 
 
 def animations() -> Iterator[Hostile]:
-    """Yield APNGs with frames without end, or outside of the image."""
+    """Yield APNGs with endless frames, or frames outside of the image."""
     frame = struct.pack(">IIIIIHHBB", 0, 48, 32, 0, 0, 1, 1, 0, 0)
     for num_frames in (0, 2, 2**31 - 1, 2**32 - 1):
         control = chunk(b"acTL", struct.pack(">II", num_frames, 0)) + chunk(b"fcTL", frame)

@@ -98,7 +98,7 @@ def values() -> Iterator[Hostile]:
 
 
 def sizes() -> Iterator[Hostile]:
-    """Yield images, strips and tiles as large as is allowed, or larger."""
+    """Yield images, strips and tiles at the limit or beyond."""
     for width, height in ((20_000, 20_000), (2**32 - 1, 2**32 - 1), (2**32 - 1, 1)):
         yield Hostile(f"tiff-{width}x{height}.tif", tiff(grey(width, height, b"")), TOO_LARGE)
     for width, height in ((1, 100_000), (100_000, 1), (10_000, 10_000)):
@@ -121,7 +121,7 @@ def sizes() -> Iterator[Hostile]:
 
 
 def _pages(number: int, tags: dict[int, Tag], data: bytes) -> bytes:
-    """Return a TIFF of so many pages, all with the same pixels."""
+    """Return a TIFF of `number` pages, all with the same pixels."""
     size = 2 + 12 * len(tags) + 4
     entries = b"".join(struct.pack("<HHLL", *tags[tag]) for tag in sorted(tags))
     start = 1000 + len(data)

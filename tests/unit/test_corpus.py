@@ -1,4 +1,4 @@
-"""Hostile files: each ends in one way, the right one, in bounded memory."""
+"""Hostile files: each ends with a right status, in bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding: every allowed format like Pillow and torchvision; all else an `ImageError` that says why."""
+"""Decoding: every allowed format equals Pillow and torchvision; any other file is an `ImageError`."""
 
 from __future__ import annotations
 

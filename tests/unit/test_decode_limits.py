@@ -1,4 +1,4 @@
-"""Limits: of bytes, pixels and memory; each says what it is and how to move it."""
+"""Limits of bytes, pixels and memory: each error names its limit and option."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looking at more of an image takes no more memory than is reckoned, and no more frames than are said."""
+"""All views of an image together take no more memory and frames than the limits allow."""
 
 from __future__ import annotations
 

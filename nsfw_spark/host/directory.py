@@ -81,12 +81,15 @@ class HostSpec:
 
     def as_json(self) -> str:
         """Return the text that `from_json` reads."""
-        return TypeAdapter(HostSpec).dump_json(self).decode()
+        return _JSON.dump_json(self).decode()
 
     @classmethod
     def from_json(cls, text: str) -> HostSpec:
         """Return the spec that `as_json` wrote."""
-        return TypeAdapter(HostSpec).validate_json(text)
+        return _JSON.validate_json(text)
+
+
+_JSON: Final = TypeAdapter(HostSpec)
 
 
 def is_running(pid: int, started: float | None) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 import pytest
@@ -20,6 +22,9 @@ import yaml
 
 from tests import java
 from tests.fakes import card_content
+
+if TYPE_CHECKING:
+    from tests.cluster.kills import Undisturbed
 
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parents[1]
@@ -36,6 +41,32 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("card") / "sampled.yaml"
     path.write_text(yaml.safe_dump(card_content(name="sampled")), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """Sources and outputs of undisturbed runs, read only: the first test process makes them, all use them."""
+    from tests.cluster.kills import Undisturbed
+
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    made = shared / "undisturbed.pickle"
+    with (shared / "undisturbed.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            made.write_bytes(pickle.dumps(Undisturbed(shared / "undisturbed")))
+    undisturbed: Undisturbed = pickle.loads(made.read_bytes())  # noqa: S301 - written above
+    return undisturbed
+
+
+@pytest.fixture(scope="module")
+def own_tmpdir() -> Iterator[None]:
+    """A TMPDIR for killed commands, removed with what they left; its name is short, as sockets' must be."""
+    short = tempfile.TemporaryDirectory(prefix="k", dir="/tmp", ignore_cleanup_errors=True)
+    with short as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", directory)
+        yield
 
 
 @dataclass
@@ -133,13 +164,16 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 def within(seconds: float, condition: Callable[[], object]) -> bool:
-    """Wait until something is true; return whether it became so in time."""
+    """Wait until a condition is true; return whether it became so in time."""
     deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
+    while True:
+        begun = time.monotonic()
+        if condition():
+            return True
+        now = time.monotonic()
+        if now > deadline:
             return False
-        time.sleep(0.01)
-    return True
+        time.sleep(max(0.01, 4 * (now - begun)))  # a fifth of a core: the tested processes need the others
 
 
 def _is_host(process: psutil.Process) -> bool:

@@ -61,10 +61,10 @@ def test_a_run_on_a_full_disk_says_so_wherever_that_happens_and_ends_well_when_t
         commands += [("mount", "-o", f"remount,size={size}", disk), command]
     *full, last = steps(tmp_path / "cwd", *commands, ("cp", "-r", disk / "out", kept), under=own_mounts)
     for step in full:
-        assert (step.status, "nsfw-spark: no space is left" in step.told) == (1, True), step.told[-3_000:]
-        assert f"{disk}/out" in step.told
-        assert "make room" in step.told
-    assert last.status == 0, last.told
+        assert (step.status, "nsfw-spark: no space is left" in step.stderr) == (1, True), step.stderr[-3_000:]
+        assert f"{disk}/out" in step.stderr
+        assert "make room" in step.stderr
+    assert last.status == 0, last.stderr
     assert_complete(kept, {f"file:{images}/{i}.png" for i in range(NUM_IMAGES)})
 
 
@@ -104,9 +104,9 @@ def test_a_forbidden_directory_ends_the_run_and_a_forbidden_file_is_a_row(
     )
     closed, forbidden, without_a, with_a = found
     for step, path, status in ((closed, images / "closed", 1), (forbidden, refused / "out", 2)):
-        assert step.status == status, step.told
-        assert str(path) in step.told.strip().splitlines()[-1]
-    assert (without_a.status, with_a.status) == (0, 0), without_a.told + with_a.told
+        assert step.status == status, step.stderr
+        assert str(path) in step.stderr.strip().splitlines()[-1]
+    assert (without_a.status, with_a.status) == (0, 0), without_a.stderr + with_a.stderr
     ids = {f"file:{images}/{name}" for name in names}
     assert_complete(tmp_path / "before", ids)
     unread = rows(tmp_path / "before" / "quarantined_images")

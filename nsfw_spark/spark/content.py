@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 from nsfw_spark.readers.chunk import CHUNK_ROWS
 from nsfw_spark.readers.storage import Storage
 from nsfw_spark.spark.schema import CONTENT
-from nsfw_spark.spark.sources import ImageFiles, ListedFiles, Source, SourceOptions, open_source
+from nsfw_spark.spark.sources import ListedFiles, Source, SourceOptions, open_source
 
 _READS_AT_ONCE: Final = 8  # in a task; a bucket answers each read in tens of milliseconds
 _TASK_BYTES: Final = 128 << 20
@@ -48,7 +48,7 @@ class Contents:
         The rows have `image_id` and `content_sha256`. A `content` that they have stays; it comes last.
         """
         rows = _with_column(rows)
-        sources = [source for source in self.sources if not isinstance(source, ImageFiles)]
+        sources = [source for source in self.sources if not source.has_image_files]
         if not sources:
             return rows
         lacking = rows.filter(F.col("content").isNull())
@@ -63,7 +63,7 @@ class Contents:
         An image_id there is a file's name: each task reads the images of its rows, and nothing is joined.
         """
         rows = _with_column(rows)
-        files = [source for source in self.sources if isinstance(source, ImageFiles)]
+        files = [source for source in self.sources if source.has_image_files]
         if not files:
             return rows
         reader = _FileContents(files[0].storage(), tuple(source.uri for source in files))
@@ -74,7 +74,7 @@ class Contents:
 
     def _spread(self, rows: DataFrame) -> DataFrame:
         """Repartition rows so that no task reads many files: rows without bytes are cheap to move."""
-        if not all(isinstance(source, ImageFiles) for source in self.sources):
+        if not all(source.has_image_files for source in self.sources):
             return rows  # the join has repartitioned them
         found = rows.agg(F.sum("length").alias("length")).collect()[0]
         return rows.repartition(1 + (found.length or 0) // _TASK_BYTES)

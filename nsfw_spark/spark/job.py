@@ -32,7 +32,7 @@ from nsfw_spark.spark.progress import OBSERVATION, Counts, counting_columns, fol
 from nsfw_spark.spark.reconcile import account_for_skipped, listed_files
 from nsfw_spark.spark.runs import count_run, record_rescored
 from nsfw_spark.spark.scoring import ImageScoring, VectorScoring, score_listed
-from nsfw_spark.spark.sources import DeltaRows, Limit, ListedFiles, Source, check_ids
+from nsfw_spark.spark.sources import Limit, Source, check_ids
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 from nsfw_spark.spark.udf import model_columns
 from nsfw_spark.spark.worker import ask_executor
@@ -120,8 +120,7 @@ class ScoringJob:
         tables.ensure_image_scores(output, columns, scoring.name, scoring.fingerprint, self_check=known)
         counts = Counts(safe=None if self.policy is None else 0) + self._stream(target, columns)
         counts += Counts(images=self._account_for_skipped(target, counts))
-        if isinstance(source, DeltaRows) and source.has_changed():
-            listed = source.left_over(output.table(IMAGE_SCORES))
+        if (listed := source.left_over(output.table(IMAGE_SCORES))) is not None:
             self._rows(listed, columns, output).writeTo(output.name(IMAGE_SCORES)).append()
             counts = count_run(output, self.run_id, self.policy, counts.timings)
         return counts
@@ -140,12 +139,12 @@ class ScoringJob:
         try:
             return write(source.stream(self.limit))
         except StreamingQueryException as error:
-            if not isinstance(source, ListedFiles) or source.file_column is None:
+            if source.file_column is None:
                 raise  # nothing would tell which files were skipped
             if not is_of_a_file(error, source.uri):
                 raise
             sys.stderr.write(f"nsfw-spark: going on without the files that cannot be read: {reason(error)}\n")
-        counts = write(source.stream_without_unreadable(self.limit))
+        counts = write(source.stream(self.limit, skip_unreadable=True))
         return count_run(target.output, self.run_id, self.policy, counts.timings)
 
     def _account_for_skipped(self, target: Target, counts: Counts) -> int:

@@ -7,13 +7,11 @@ and `delta` one in each row. `embeddings` has vectors that another program compu
 
 from __future__ import annotations
 
-from nsfw_spark.spark.sources.delta import DeltaRows
 from nsfw_spark.spark.sources.files import ImageFiles, ListedFiles
 from nsfw_spark.spark.sources.open import open_source
 from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions, check_ids
 
 __all__ = [
-    "DeltaRows",
     "ImageFiles",
     "Limit",
     "ListedFiles",

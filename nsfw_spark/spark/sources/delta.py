@@ -61,7 +61,7 @@ class DeltaRows(Source):
             return column.cast(ArrayType(FloatType()))
         return column["bytes"] if isinstance(field.dataType, StructType) else column
 
-    def stream(self, limit: Limit) -> DataFrame:
+    def stream(self, limit: Limit, *, skip_unreadable: bool = False) -> DataFrame:  # noqa: ARG002
         """Read new rows: see `Source.stream`."""
         reader = self.spark.readStream.format("delta")
         if limit.num_files is None:
@@ -71,8 +71,7 @@ class DeltaRows(Source):
             )
         else:
             reader = reader.option("maxFilesPerTrigger", str(limit.num_files))
-        # The stream skips a commit that also changed or deleted rows, and the rows that it added: see
-        # `has_changed`.
+        # The stream skips commits that changed or deleted rows, even rows that they added: see `left_over`.
         reader = reader.option("skipChangeCommits", "true")
         rows = reader.table(self.uri) if self._is_named else reader.load(self.uri)
         return rows.select(self._columns)
@@ -85,14 +84,12 @@ class DeltaRows(Source):
         """Return all ids: see `Source.ids`."""
         return self._table().select(self._image_id)
 
-    def has_changed(self) -> bool:
-        """Whether any commit in the table's log changed or deleted rows."""
+    def left_over(self, scores: DataFrame) -> DataFrame | None:
+        """List the rows whose image_id is not in `scores`, if a commit changed or deleted rows."""
         name = self.uri if self._is_named else f"delta.{quoted(self.uri)}"
         history = self.spark.sql(f"DESCRIBE HISTORY {name}").select("operation", "operationParameters")
-        return not all(all(map(only_adds, commits)) for commits in in_lists(history, _COMMITS_AT_ONCE))
-
-    def left_over(self, scores: DataFrame) -> DataFrame:
-        """Read the rows whose image_id is not in `scores`: the stream skipped them."""
+        if all(all(map(only_adds, commits)) for commits in in_lists(history, _COMMITS_AT_ONCE)):
+            return None
         return self.batch().join(scores.select("image_id"), "image_id", "left_anti")
 
     def _table(self) -> DataFrame:

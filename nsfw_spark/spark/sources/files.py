@@ -20,8 +20,7 @@ from pyspark.sql.types import BinaryType, LongType, StringType, StructField, Str
 from nsfw_spark.errors import ConfigError, ImageError, InputError
 from nsfw_spark.readers.chunk import MOST_BYTES
 from nsfw_spark.readers.files import ContentReader, LocalFileReader
-from nsfw_spark.readers.storage import HADOOP_PREFIXES, Storage
-from nsfw_spark.spark.hadoop import file_system, literally, local_path, name_matcher, settings
+from nsfw_spark.spark.hadoop import file_system, literally, local_path, name_matcher
 from nsfw_spark.spark.schema import IMAGE_ID, MODIFICATION_TIME
 from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions
 from nsfw_spark.uris import HIDDEN, absolute_uri
@@ -68,13 +67,9 @@ class ListedFiles(Source):
                 f"{self.holds}"
             )
 
-    def stream(self, limit: Limit) -> DataFrame:
+    def stream(self, limit: Limit, *, skip_unreadable: bool = False) -> DataFrame:
         """List new files: see `Source.stream`."""
-        return self.prepared(self.files(limit))
-
-    def stream_without_unreadable(self, limit: Limit) -> DataFrame:
-        """List new files, and skip unreadable files where `stream` fails their task."""
-        return self.prepared(self.files(limit, skip_unreadable=True))
+        return self.prepared(self.files(limit, skip_unreadable=skip_unreadable))
 
     def batch(self) -> DataFrame:
         """List all files: see `Source.batch`."""
@@ -108,10 +103,6 @@ class ListedFiles(Source):
             .option("ignoreCorruptFiles", str(skip_unreadable).lower())
         )
         return reader.load(literally(self.uri))
-
-    def storage(self) -> Storage:
-        """Return the storage from which Python workers open files, with Spark's credentials."""
-        return Storage(settings(self.spark, HADOOP_PREFIXES))
 
     def learn(self, read: Callable[[str], StructType]) -> StructType:
         """Return the schema that `read` finds in the first undamaged file.
@@ -218,7 +209,7 @@ class AutoLoaderFiles(ImageFiles):
             )
         super().__init__(spark, options)
 
-    def stream(self, limit: Limit) -> DataFrame:
+    def stream(self, limit: Limit, *, skip_unreadable: bool = False) -> DataFrame:  # noqa: ARG002
         """List new files: see `Source.stream`."""
         reader = self.spark.readStream.format("cloudFiles").options(**self.auto_loader_options(limit))
         return self.prepared(reader.load(literally(self.uri)))

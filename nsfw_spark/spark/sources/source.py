@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructField, StructType
 
@@ -16,6 +16,8 @@ from nsfw_spark.errors import ImageError, InputError
 from nsfw_spark.options import Format
 from nsfw_spark.readers import Chunk, Reader, VectorReader
 from nsfw_spark.readers.chunk import MOST_BYTES
+from nsfw_spark.readers.storage import HADOOP_PREFIXES, Storage
+from nsfw_spark.spark.hadoop import settings
 from nsfw_spark.spark.schema import CONTENT, IMAGE_ID, MODIFICATION_TIME, SOURCE_FILE, arrow_schema
 
 FILE_COLUMNS: Final = (IMAGE_ID, SOURCE_FILE, MODIFICATION_TIME)
@@ -97,6 +99,7 @@ class Source(ABC):
     """A place with images, checked to exist: what Spark lists there, and how the workers read it.
 
     Attributes:
+        spark: The session.
         uri: The full URI, for the table `runs` and the name of the checkpoint.
         columns: Columns of the reader's chunks that go into image_scores: image_id and the carried columns.
         reader: Reads the listed rows in the Python workers.
@@ -106,6 +109,7 @@ class Source(ABC):
         max_bytes: Longest file that Spark itself reads.
     """
 
+    spark: SparkSession
     uri: str
     columns: StructType
     reader: Reader | VectorReader
@@ -115,8 +119,8 @@ class Source(ABC):
     max_bytes: int = MOST_BYTES
 
     @abstractmethod
-    def stream(self, limit: Limit) -> DataFrame:
-        """List new rows, as a stream."""
+    def stream(self, limit: Limit, *, skip_unreadable: bool = False) -> DataFrame:
+        """List new rows, as a stream; skip files that Spark cannot read, or let them fail their task."""
 
     @abstractmethod
     def batch(self) -> DataFrame:
@@ -125,6 +129,14 @@ class Source(ABC):
     def ids(self) -> DataFrame | None:
         """Return all ids as one column `image_id`; None if an image_id is the place of its image."""
         return None
+
+    def left_over(self, scores: DataFrame) -> DataFrame | None:  # noqa: ARG002 - most streams skip nothing
+        """List the rows that the stream skipped and that are not in `scores`; None if it skips none."""
+        return None
+
+    def storage(self) -> Storage:
+        """Return the storage from which Python workers open files, with Spark's credentials."""
+        return Storage(settings(self.spark, HADOOP_PREFIXES))
 
     def images(self, limit: Limit | None = None) -> DataFrame:
         """Return the images, `image_id` and the carried columns: new ones as a stream if there is a limit."""

@@ -1,4 +1,4 @@
-"""What no fuzzed file may cost: an hour, or a gigabyte."""
+"""Limits on the time and the memory of fuzzed files."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ MAX_GROWTH = 1 << 30  # bytes
 
 
 def peak_memory() -> int:
-    """Return the most memory that this process has had, bytes."""
+    """Return the peak memory of this process, bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @pytest.fixture(autouse=True)
 def bounded() -> Iterator[None]:
-    """Fail where the examples of a test hang, or take a gigabyte more than there was."""
+    """Fail if the examples of a test hang, or raise the peak memory by a gigabyte."""
 
     def hang(_: int, __: FrameType | None) -> None:
         raise TimeoutError("it hangs")
 
     before, handler = peak_memory(), signal.signal(signal.SIGALRM, hang)
-    signal.alarm(120 + NUM_EXAMPLES)  # a hundred times what they take
+    signal.alarm(120 + NUM_EXAMPLES)  # a hundred times their usual time
     try:
         yield
     finally:

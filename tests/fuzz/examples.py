@@ -1,4 +1,4 @@
-"""How long Hypothesis tries: `FUZZ_EXAMPLES=5000` takes so many for each seed, in place of 40."""
+"""Settings of Hypothesis: 40 examples for each seed, or the number in `FUZZ_EXAMPLES`."""
 
 from __future__ import annotations
 

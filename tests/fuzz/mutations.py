@@ -1,4 +1,4 @@
-"""Mutations: what damage and malice do to a file, as a strategy of Hypothesis."""
+"""Mutations of a file, by damage or malice, as a strategy of Hypothesis."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _INTERESTING = [
     b"\n",
     b"0x" + b"f" * 40,
 ]
-"""Numbers at which lengths, counts and offsets go wrong."""
+"""Numbers that are wrong as lengths, counts or offsets."""
 
 
 def _place(content: bytearray, where: int) -> int:
@@ -30,7 +30,7 @@ def _place(content: bytearray, where: int) -> int:
 
 
 def overwrite(where: int, what: bytes) -> Mutation:
-    """Put bytes over others."""
+    """Overwrite bytes."""
 
     def mutate(content: bytearray) -> None:
         at = _place(content, where)
@@ -40,7 +40,7 @@ def overwrite(where: int, what: bytes) -> Mutation:
 
 
 def insert(where: int, what: bytes) -> Mutation:
-    """Put bytes between others."""
+    """Insert bytes."""
 
     def mutate(content: bytearray) -> None:
         at = _place(content, where)
@@ -50,7 +50,7 @@ def insert(where: int, what: bytes) -> Mutation:
 
 
 def delete(where: int, length: int) -> Mutation:
-    """Take bytes out."""
+    """Delete bytes."""
 
     def mutate(content: bytearray) -> None:
         at = _place(content, where)
@@ -60,7 +60,7 @@ def delete(where: int, length: int) -> Mutation:
 
 
 def repeat(where: int, length: int, times: int) -> Mutation:
-    """Say something several times."""
+    """Repeat bytes several times."""
 
     def mutate(content: bytearray) -> None:
         at = _place(content, where)
@@ -70,12 +70,12 @@ def repeat(where: int, length: int, times: int) -> Mutation:
 
 
 def cut(where: int, _: int) -> Mutation:
-    """End early."""
+    """Cut the end off."""
     return lambda content: content.__delitem__(slice(_place(content, where), None))
 
 
 def flip(where: int, bit: int) -> Mutation:
-    """Turn one bit."""
+    """Flip one bit."""
 
     def mutate(content: bytearray) -> None:
         if content:
@@ -84,7 +84,7 @@ def flip(where: int, bit: int) -> Mutation:
     return mutate
 
 
-_where = st.integers(0, 300) | st.integers(0, 1 << 20)  # headers, where most is decided, and anywhere
+_where = st.integers(0, 300) | st.integers(0, 1 << 20)  # in the header, which decides most, or anywhere
 _what = st.sampled_from(_INTERESTING) | st.binary(min_size=1, max_size=8)
 _length = st.integers(1, 64)
 MUTATIONS = st.lists(
@@ -100,7 +100,7 @@ MUTATIONS = st.lists(
 
 
 def mutated(seed: bytes) -> st.SearchStrategy[bytes]:
-    """Return files like this one."""
+    """Return mutations of a file."""
 
     def apply(mutations: list[Mutation]) -> bytes:
         content = bytearray(seed)

@@ -1,4 +1,4 @@
-"""Seeds: small real files of each kind that a stranger may hand in; all made by code."""
+"""Seeds: small valid inputs of each kind, made by code."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def images() -> dict[str, bytes]:
 
 
 def _several() -> dict[str, Any]:
-    """Return what Pillow's `save` takes for two frames; new ones, for it writes its settings into images."""
+    """Return arguments of Pillow's `save` for two frames; new ones, because `save` changes the images."""
     return {"save_all": True, "append_images": [Image.fromarray(pixels(48, 32, seed=1))]}
 
 
@@ -99,7 +99,7 @@ def cards() -> dict[str, bytes]:
 
 
 def laion_heads() -> dict[str, bytes]:
-    """Return LAION's smaller head, and one of a few numbers, whose bytes are mostly names and shapes."""
+    """Return LAION's smaller head, and a tiny one, with more names and shapes than numbers."""
     one = np.ones(1, np.float32)
     tiny = {"mean": one, "variance": one, "layers.0.kernel": one[None], "layers.0.bias": one}
     return {

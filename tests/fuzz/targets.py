@@ -1,4 +1,4 @@
-"""Targets: what reads bytes of strangers, each with the property that must hold for any bytes at all.
+"""Targets: readers of untrusted bytes, each with a property that must hold for any bytes.
 
 A target takes bytes and returns; whatever it raises is a defect. Hypothesis and atheris call the same ones.
 """
@@ -32,7 +32,7 @@ from tests.fuzz import seeds
 
 MAX_PIXELS: Final = 4_000_000
 MAX_MESSAGE: Final = 1_500  # characters
-MAX_MESSAGES: Final = 1 << 16  # bytes
+MAX_RECEIVED: Final = 1 << 16  # bytes
 DIMENSION: Final = 4
 SIZE: Final = 16
 _PREPROCESSING: Final = Preprocessing(size=SIZE, mean=(0, 0, 0), std=(1, 1, 1))
@@ -56,7 +56,7 @@ def image(content: bytes) -> None:
 
 
 def views(content: bytes) -> None:
-    """To look at more of an image changes nothing in what its centre is, or why it has none."""
+    """Strict decoding changes neither the centre of an image nor its error."""
     centre, all_views = (_decoded(content, strict=strict) for strict in (False, True))
     if isinstance(centre, ImageError) or isinstance(all_views, ImageError):
         assert isinstance(all_views, ImageError)
@@ -72,7 +72,7 @@ def views(content: bytes) -> None:
 
 
 def tar(content: bytes) -> None:
-    """A tar is images under names of their own, and at most one row that says what is wrong with it."""
+    """A tar is images under names of their own, and at most one row with the error of the tar."""
     listed = _listed("file:/a.tar")
     ids: list[str] = []
     for chunk in TarReader(_Held(content=content)).read(iter([listed])):
@@ -86,7 +86,7 @@ def tar(content: bytes) -> None:
 
 
 def npy(content: bytes) -> None:
-    """A `.npy` file is vectors of the right length, each with its row, or rows that say why not."""
+    """A `.npy` file is vectors of the right length, each with its row, or rows with errors."""
     listed = _listed("file:/a.npy", part=0, parts=1)
     ids: list[str] = []
     for chunk in NpyReader(_Held(content=content), DIMENSION).read(iter([listed])):
@@ -121,10 +121,10 @@ def conversation(content: bytes) -> None:
     """Bytes from a socket are messages, each with a meaning, or a `MessageError`."""
     here, there = socket.socketpair()
     with here, there:
-        here.sendall(content[:MAX_MESSAGES])
+        here.sendall(content[:MAX_RECEIVED])
         here.close()
         try:
-            while (message := wire.receive(there, MAX_MESSAGES)) is not None:
+            while (message := wire.receive(there, MAX_RECEIVED)) is not None:
                 _read_message(*message)
         except MessageError as error:
             _check_message(error)
@@ -159,7 +159,7 @@ def _decoded(content: bytes, *, strict: bool) -> DecodedImage | ImageError:
 
 @dataclass(frozen=True)
 class _Held(Storage):
-    """A storage that holds one file, in memory, under any name but that of a Parquet file beside it."""
+    """A storage of one file in memory, under any name except those of Parquet files."""
 
     content: bytes = b""
 
@@ -185,7 +185,7 @@ def _file(content: bytes, suffix: str) -> _Written:
 
 
 class _Written:
-    """A file that is there for a while."""
+    """A temporary file with this content."""
 
     def __init__(self, content: bytes, suffix: str) -> None:
         self._file = tempfile.NamedTemporaryFile(suffix=suffix)  # noqa: SIM115 - closed below
@@ -207,6 +207,6 @@ def _check_problem(problem: object, statuses: frozenset[str] | set[str] | None =
 
 
 def _check_message(error: Exception) -> None:
-    """A message is one line for people, and no bytes of the file."""
+    """Check that a message is one short line."""
     assert 0 < len(str(error)) < MAX_MESSAGE
     assert "\n" not in str(error)

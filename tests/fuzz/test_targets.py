@@ -1,4 +1,4 @@
-"""Whatever comes, each reader has one outcome: what it reads, or an error of its own."""
+"""For any bytes, each reader returns a result or raises its own error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fuzzes one target with atheris, which looks for bytes that take new ways through the Python code.
+"""Fuzzes one target with atheris, which searches for bytes that reach new lines of Python code.
 
     python -m tests.fuzz.with_atheris TARGET --seconds 60
     python -m tests.fuzz.with_atheris TARGET --file fuzz-findings/crash-…
@@ -22,7 +22,7 @@ FINDINGS = Path("fuzz-findings")
 
 
 def main() -> None:
-    """Fuzz until the time is over or something breaks; exit with 0 or libFuzzer's status."""
+    """Fuzz until the time is over or a target fails; exit with 0 or libFuzzer's status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

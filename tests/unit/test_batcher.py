@@ -25,11 +25,11 @@ from tests.fakes import FakeEncoder, FakeHead, card
 
 WAIT = 30.0  # seconds that a test waits before it fails
 LINGER = 0.005  # seconds that the batcher waits for more requests
-TOO_LARGE, BROKEN = 254, 255  # greys that no request of a test uses otherwise
+TOO_LARGE, BROKEN = 254, 255  # greys of no other request in a test
 
 
 class BreakdownError(Exception):
-    """What no model is made for."""
+    """An unexpected error of a model."""
 
 
 class GatedEncoder(FakeEncoder):
@@ -60,7 +60,7 @@ class GatedEncoder(FakeEncoder):
 
 @contextmanager
 def running(encoder: GatedEncoder, num_connections: int = 1, batch_size: int = 16) -> Iterator[Batcher]:
-    """Yield a batcher at work; end its thread, which has no end, by breaking the model."""
+    """Yield a running batcher; end its thread by breaking the model."""
     batcher = Batcher(lambda: Model(encoder, FakeHead(), "fingerprint", batch_size))
 
     def run() -> None:
@@ -122,7 +122,7 @@ def test_each_of_8_tasks_gets_its_own_scores_in_order() -> None:
     def task(number: int) -> int:
         rng, buffer, total = np.random.default_rng(number), np.empty((16, 2, 2, 3), np.uint8), 0
         for _ in range(100):
-            pixels = buffer[: rng.integers(1, 17)]  # the same memory each time, as a connection has it
+            pixels = buffer[: rng.integers(1, 17)]  # the same memory each time, as for a connection
             wanted = [number * 31 + i for i in range(len(pixels))]
             pixels[:] = np.array(wanted, np.uint8)[:, None, None, None]
             assert values(batcher.submit(pixels).result(WAIT)) == wanted
@@ -240,7 +240,7 @@ def test_a_model_that_breaks_ends_it() -> None:
 
 
 def test_a_model_that_hangs_gives_no_sign_of_life() -> None:
-    """So its task can tell it from one that is busy, and kill the host."""
+    """So its task can tell a hang from a long batch, and kill the host."""
     encoder = GatedEncoder()
     encoder.gate.clear()
     spec = HostSpec((ModelSpec(card(preprocessing={"size": 2})),), Owner("a test"), timeout_seconds=0.4)
@@ -255,7 +255,7 @@ def test_a_model_that_hangs_gives_no_sign_of_life() -> None:
         assert received(here) == "beat", "it is busy"
         here.settimeout(2.0)
         with pytest.raises(TimeoutError):
-            [received(here) for _ in range(100)]  # some may be on their way
+            [received(here) for _ in range(100)]  # some may be in flight
         encoder.gate.set()
         here.settimeout(WAIT)
         assert received(here) == "scores"

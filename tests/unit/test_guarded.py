@@ -1,4 +1,4 @@
-"""The guard on this process's own decoder: what it allows, what it ends, and what it leaves behind."""
+"""The guarded decoder of this process: its limits, its deadline, and the state that it restores."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ with GuardedDecoder(2) as decoder:
 
 
 def decoding(poison: str) -> subprocess.CompletedProcess[str]:
-    """Decode an image with this poison, guarded, in another process."""
+    """Decode an image with this poison by a guarded decoder in another process."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(POISONOUS), str(ROOT)])}
     command = [sys.executable, "-c", DECODING, poison]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -64,7 +64,7 @@ def test_a_library_that_does_not_survive_the_limit_on_memory_ends_the_process() 
 
 @pytest.fixture
 def alarm() -> Iterator[None]:
-    """Leaves SIGALRM as it is in a new process."""
+    """Restore SIGALRM to the state of a new process."""
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -51,21 +51,21 @@ PIXELS = b'{"kind": "pixels"}'
 def executor(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[FakeExecutor]:
-    tmp_path_factory.getbasetemp()  # made before the executor's temporary directory is everybody's
+    tmp_path_factory.getbasetemp()  # before the executor changes the temporary directory
     with FakeExecutor(monkeypatch) as executor:
         yield executor
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeExecutor]:
-    """For tests that share its host, and do it no harm."""
+    """An executor for tests that share its host and do not harm it."""
     tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch, FakeExecutor(patch) as executor:
         yield executor
 
 
 def scores_here(spec: HostSpec, batches: list[Batch]) -> list[float]:
-    """Return what the model says in this process."""
+    """Return the scores of the model in this process."""
     return scores_of(load_model(spec.models[0]), batches)
 
 
@@ -213,7 +213,7 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
 
 
 def test_two_models_of_a_cascade_share_one_host(executor: FakeExecutor) -> None:
-    """Of one card each, with another size of image: what is one's is not the other's."""
+    """Each model has its own card and image size, so a mix-up would show."""
     small, large = (
         card(preprocessing={"size": size}, encoder={"weights": {"random": size}}) for size in (8, 16)
     )
@@ -260,7 +260,7 @@ def test_batches_that_become_smaller_do_not_lose_those_on_their_way(
 def test_a_request_may_be_larger_than_the_hosts_batches_are_by_now(
     executor: FakeExecutor, tmp_path: Path
 ) -> None:
-    """A task learns the batch size once, and then the host's may shrink, or the host may be another one."""
+    """A task learns the batch size once; later it may shrink, or another host may answer."""
     spec = executor.spec(brightness_card(tmp_path / "model.onnx", capacity=5))
     images = np.arange(16, dtype=np.uint8).repeat(8 * 8 * 3).reshape(16, 8, 8, 3)
     with HostedModel(spec) as before:
@@ -275,7 +275,7 @@ def test_a_request_may_be_larger_than_the_hosts_batches_are_by_now(
 def test_a_device_without_room_for_one_image_is_an_error_that_says_so(
     executor: FakeExecutor, tmp_path: Path
 ) -> None:
-    """When the model is loaded: it scores the built-in test image then."""
+    """The host scores the built-in test image when it loads the model."""
     spec = executor.spec(brightness_card(tmp_path / "model.onnx", capacity=0))
     with pytest.raises(DeviceError, match="a batch of 1 images does not fit into cpu"):
         HostedModel(spec)
@@ -338,7 +338,7 @@ def key_of(spec: HostSpec) -> str:
 
 
 def ready(spec: HostSpec) -> socket.socket:
-    """Return a connection that was welcome, and may send pixels."""
+    """Return a connection that may send pixels."""
     connection = connected(spec)
     hello = {"kind": "hello", "version": VERSION, "key": key_of(spec), "task": "a test", "model": 0}
     wire.send(connection, hello)
@@ -359,17 +359,17 @@ def pixels_message(num_images: int) -> bytes:
 
 
 def is_hung_up(connection: socket.socket) -> bool:
-    """Whether the host closes a connection without a word."""
+    """Return whether the host closes a connection without an answer."""
     with connection:
         try:
             return connection.recv(1) == b""
-        except ConnectionResetError:  # it did not read all
+        except ConnectionResetError:  # it did not read everything
             return True
 
 
 @contextmanager
 def unharmed(spec: HostSpec) -> Iterator[None]:
-    """Assert that a host serves those who were there and those who come, and that nothing broke in it."""
+    """Assert that a host still serves earlier and later tasks, and that nothing broke in it."""
     with HostedModel(spec) as hosted:
         host, said_before = host_of(spec), len(log_of(spec))
         yield
@@ -390,7 +390,7 @@ def test_who_has_no_key_gets_nothing(shared: FakeExecutor) -> None:
             {"version": version, "key": "0" * 64},
             {"version": version, "key": key[:-1]},
             {"version": version, "key": [key]},
-            {"version": version, "key": "\udcff"},  # in no encoding
+            {"version": version, "key": "\udcff"},  # not valid in any encoding
             {"version": version + 1, "key": key},
         ):
             connection = connected(spec)

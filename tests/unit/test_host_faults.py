@@ -1,4 +1,4 @@
-"""The model host dies, hangs, cannot load, or is not wanted any more: tasks go on or hear why."""
+"""The model host dies, hangs, fails to load, or is no longer needed: tasks continue or receive the reason."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ from tests.fakes import (
 
 HEAD = Path(nsfw_spark.__file__).parent / str(card().head.weights and card().head.weights.file)
 ENDS_SECONDS = 10.0
-"""In which a host must be gone that is no longer wanted."""
+"""A host that is no longer needed must end within this time."""
 
 
 @pytest.fixture
 def executor(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[FakeExecutor]:
-    tmp_path_factory.getbasetemp()  # made before the executor's temporary directory is everybody's
+    tmp_path_factory.getbasetemp()  # before the executor changes the temporary directory
     with FakeExecutor(monkeypatch) as executor:
         yield executor
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeExecutor]:
-    """For tests that can begin with the host that the one before left."""
+    """An executor for tests that can start with the host of the test before."""
     tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch, FakeExecutor(patch) as executor:
         yield executor
@@ -75,7 +75,7 @@ class SlowWeights:
         return card(head={"weights": weights}, preprocessing={"size": SMALL})
 
     def fill(self) -> Path:
-        """Put the head there for those who come, and return where the hole is now."""
+        """Replace the hole by the head for later readers; return the hole's new path."""
         hole = self.path.rename(self.path.with_suffix(".hole"))
         shutil.copyfile(HEAD, self.path)
         return hole
@@ -86,14 +86,14 @@ def scores_here(spec: HostSpec, num_batches: int) -> list[float]:
 
 
 def waiting(executor: FakeExecutor, spec: HostSpec, num: int) -> list[Future[HostedModel]]:
-    """Have tasks wait for a model that loads slowly."""
+    """Start tasks that wait for a slow model; return them when they are connected."""
     tasks = [executor.threads.submit(HostedModel, spec) for _ in range(num)]
     until(lambda: num_connected(spec) == num)
     return tasks
 
 
 def with_deaths(num_batches: int, deaths: dict[int, Callable[[], object]]) -> Iterator[Batch]:
-    """Yield batches, and bring about what happens before each."""
+    """Yield batches; before a batch, call its entry in `deaths`."""
     for i, batch in enumerate(batches_of(num_batches)):
         deaths.get(i, int)()
         yield batch
@@ -126,7 +126,7 @@ def test_batches_that_the_host_took_to_its_grave_are_sent_again(shared: FakeExec
     spec = shared.spec()
     with HostedModel(spec) as hosted:
         host = host_of(spec)
-        killer = threading.Timer(0.3, host.kill)  # whatever is on its way then
+        killer = threading.Timer(0.3, host.kill)  # with batches in flight
 
         def end() -> None:
             host.suspend()  # so it is not answered
@@ -223,7 +223,7 @@ def test_a_model_that_takes_longer_to_load_than_a_hang_is_waited_for(
     (task,) = waiting(executor, spec, 1)
     connected = time.monotonic()
     until(lambda: time.monotonic() > connected + 4)
-    os.truncate(slow.fill(), 0)  # who reads it comes to its end, and then reads the head
+    os.truncate(slow.fill(), 0)  # its reader reaches the end, then reads the head
     with task.result(WAIT) as hosted:
         assert len(scores_of(hosted, batches_of(2))) == 32
     assert log_of(spec).count("loaded fake") == 1
@@ -255,7 +255,7 @@ def test_a_task_that_dies_while_the_model_loads_harms_nobody(executor: FakeExecu
     until(lambda: num_connected(spec) == 2)
     dying.kill()
     until(lambda: num_connected(spec) == 1)
-    os.truncate(slow.fill(), 0)  # who reads it comes to its end, and then reads the head
+    os.truncate(slow.fill(), 0)  # its reader reaches the end, then reads the head
     with there.result(WAIT) as hosted:
         assert len(scores_of(hosted, batches_of(2))) == 32
     assert log_of(spec).count("loaded fake") == 1
@@ -329,7 +329,7 @@ def test_tasks_that_wait_hear_within_a_second_that_the_model_cannot_be_loaded(
 ) -> None:
     slow = SlowWeights(tmp_path / "head.safetensors")
     tasks = waiting(executor, executor.spec(slow.card(sha256="0" * 64)), 5)
-    os.truncate(slow.path, 0)  # who reads it comes to its end
+    os.truncate(slow.path, 0)  # its reader reaches the end
     known = time.monotonic()
     for task in tasks:
         assert type(task.exception(WAIT)) is WeightsError
@@ -351,7 +351,7 @@ def test_it_ends_and_leaves_nothing(executor: FakeExecutor, end: str, is_connect
             hosted.close()
         match end:
             case "owner killed":
-                executor.process.kill()  # and nobody takes note of it: a zombie
+                executor.process.kill()  # and nobody waits for it: a zombie
             case "directory removed":
                 directory.rmdir()
             case "told to end":
@@ -380,7 +380,7 @@ def test_it_ends_when_no_task_came_for_a_while_and_not_before(executor: FakeExec
 
 
 def abandoned_directory(executor: FakeExecutor) -> HostDirectory:
-    """Have a host of another executor start, and kill both."""
+    """Return the directory of a killed host of a killed executor."""
     with subprocess.Popen(["sleep", "600"]) as owner:  # noqa: S607
         spec = executor.spec(owner=Owner.process(owner.pid))
         with HostedModel(spec):
@@ -427,7 +427,7 @@ def test_it_clears_away_too_what_is_not_in_the_temporary_directory(
 
 
 def test_what_another_has_cleared_away_is_not_made_again(executor: FakeExecutor) -> None:
-    """Two GPUs are two hosts, which start at the same time and find the same things to clear away."""
+    """Two GPUs have two hosts, which start at the same time and find the same directories to remove."""
     directory = abandoned_directory(executor)
     with ExitStack() as lock:
         lock.enter_context(directory.locked())

@@ -1,4 +1,4 @@
-"""Decoding in a child process: the same results, and images that end the child cost themselves only."""
+"""Decoding in a child process gives the same results; an image that ends the child costs only itself."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.poison import DEADLY, POISONOUS, poisoned
 ROOT = Path(__file__).parents[2]
 SQUARE = card().preprocessing
 SHORT = 5.0
-"""Seconds: of a child that hangs they are waited for in full, any other image takes milliseconds."""
+"""Seconds. A test of a child that hangs waits so long; any other image takes milliseconds."""
 BAD = {
     "absent": None,
     "empty": b"",
@@ -39,7 +39,7 @@ BAD = {
 
 @pytest.fixture
 def isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[IsolatedDecoder]:
-    """A decoder in whose children poison works."""
+    """A decoder with poison installed in its children."""
     monkeypatch.syspath_prepend(POISONOUS)
     with IsolatedDecoder(SHORT) as decoder:
         yield decoder
@@ -52,12 +52,12 @@ def failure(decoder: IsolatedDecoder, content: bytes | None, **limits: int) -> I
 
 
 def works(decoder: IsolatedDecoder) -> bool:
-    """Whether it decodes a good image, and rightly."""
+    """Return whether it decodes a good image correctly."""
     return np.array_equal(decoder(png(), SQUARE).pixels, decode(png(), SQUARE).pixels)
 
 
 def child() -> psutil.Process:
-    """Return the child of this process that decodes."""
+    """Return the child process of this test that decodes."""
     (found,) = [each for each in psutil.Process().children() if "nsfw_spark.isolation" in each.cmdline()]
     return found
 
@@ -81,7 +81,7 @@ def test_an_image_that_is_merely_bad_gives_the_error_of_decode(isolated: Isolate
 
 
 def test_without_its_folder_on_the_path_poison_does_nothing() -> None:
-    """Else the tests below might show what the test's own images do."""
+    """Without poison installed the images are harmless, so the tests below show the poison's effect."""
     with IsolatedDecoder(SHORT) as decoder:
         assert all(decoder(poisoned(poison), SQUARE).header.format == "PNG" for poison in DEADLY)
 

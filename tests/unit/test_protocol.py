@@ -1,4 +1,4 @@
-"""Scores as a message of the model host: to the last bit, and nothing wrong in it is believed."""
+"""Scores of the model host arrive to the last bit; wrong messages are refused."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_predictions_arrive_to_the_last_bit(
 
 
 def test_columns_of_a_larger_array_arrive() -> None:
-    """As a head gives them: a view that is not contiguous."""
+    """A model's head returns such arrays: views that are not contiguous."""
     probabilities = np.random.default_rng(0).random((5, 2), np.float32)
     found = read_scores(*message(Predictions(probabilities[:, 1], probabilities)), 5)
     assert np.array_equal(found.nsfw_scores, probabilities[:, 1])

@@ -1,4 +1,4 @@
-"""Replies of the child that decodes: they arrive as they were, and nothing wrong in them is believed."""
+"""Replies of the child that decodes arrive as they were sent; wrong replies are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DECODED = {"header": [60, 40, "PNG"], "views": [], "frames": 1}
 
 
 def arrived(outcome: DecodedImage | Exception) -> DecodedImage | ImageError:
-    """Return what became of an image, as the parent reads it."""
+    """Return the outcome of an image as the parent reads it."""
     head, body = reply_of(outcome)
     return read_reply(json.loads(json.dumps(head)), b"".join(view.tobytes() for view in body), SHAPE)
 
@@ -47,7 +47,7 @@ def test_pixels_arrive_as_they_were_though_they_are_a_view() -> None:
 
 
 def test_a_good_reply_is_not_refused() -> None:
-    """Else the test of those that are refused might refuse all."""
+    """Without this test, a reader that refuses everything would pass the next one."""
     assert isinstance(read_reply(DECODED, PIXELS, SHAPE), DecodedImage)
 
 

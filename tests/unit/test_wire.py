@@ -1,4 +1,4 @@
-"""What is sent arrives; what is no message is a `MessageError`, and costs no memory."""
+"""Messages arrive as they were sent; other bytes raise a `MessageError` and cost no memory."""
 
 from __future__ import annotations
 

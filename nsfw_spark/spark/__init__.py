@@ -2,8 +2,8 @@
 
 The only place that imports pyspark or delta. In the order of the flow: `sources` lists files and rows,
 `scoring` is the job's operator (listed rows → scores), `tables` has image_scores, `filtered` the three
-filtered tables. `job` is what a run does to image_scores; `pipeline` puts the steps in a row. `udf` is the scorer for
-queries of your own.
+filtered tables. `job` is what a run does to image_scores; `pipeline` puts the steps in a row. `udf` is the
+scorer for queries of your own.
 """
 
 from __future__ import annotations

@@ -31,10 +31,11 @@ from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import OBSERVATION, Counts, counting_columns, follow
 from nsfw_spark.spark.reconcile import account_for_skipped, listed_files
 from nsfw_spark.spark.runs import count_run, record_rescored
-from nsfw_spark.spark.scoring import ImageScoring, VectorScoring, score_listed
+from nsfw_spark.spark.scoring import ImageScoring, score_listed
 from nsfw_spark.spark.sources import Limit, Source, check_ids
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 from nsfw_spark.spark.udf import model_columns
+from nsfw_spark.spark.vector_scoring import VectorScoring
 from nsfw_spark.spark.worker import ask_executor
 
 

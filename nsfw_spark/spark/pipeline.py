@@ -14,11 +14,14 @@ from typing import Final, Unpack
 
 from pyspark.sql import SparkSession
 
+from nsfw_spark.cascade import model_specs
+from nsfw_spark.embeddings import head_fingerprint
 from nsfw_spark.errors import ConfigError, InputError, TableError
 from nsfw_spark.options import JobKeywords, JobOptions
 from nsfw_spark.spark import filtered, tables
 from nsfw_spark.spark.checkpoints import last_batch
 from nsfw_spark.spark.content import Contents, open_contents
+from nsfw_spark.spark.delivery import deliver
 from nsfw_spark.spark.faults import RAISED, check_readable, explained
 from nsfw_spark.spark.job import ScoringJob
 from nsfw_spark.spark.lock import one_run_at_a_time
@@ -26,11 +29,13 @@ from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import Counts
 from nsfw_spark.spark.runs import RunRecord, RunSummary, count_tables, record_interrupted
 from nsfw_spark.spark.schema import SCORE
-from nsfw_spark.spark.scoring import ImageScoring, VectorScoring, choose_scoring
+from nsfw_spark.spark.scorer_spec import ScorerSpec
+from nsfw_spark.spark.scoring import ImageScoring
 from nsfw_spark.spark.session import get_session, num_slots, starts_local_session
 from nsfw_spark.spark.sources import Limit, Source, SourceOptions, open_source
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 from nsfw_spark.spark.udf import new_run_id
+from nsfw_spark.spark.vector_scoring import VectorScoring
 from nsfw_spark.spark.worker import num_visible_gpus
 from nsfw_spark.uris import absolute_uri
 
@@ -167,6 +172,35 @@ def _interrupted_if_it_fails(output: Output) -> Iterator[None]:
         with suppress(*RAISED):
             record_interrupted(output)
         raise
+
+
+def choose_scoring(options: JobOptions) -> ImageScoring | VectorScoring:
+    """Choose the model that the options name; an error in it is an error before Spark starts.
+
+    Raises:
+        ConfigError: The model card is wrong or has random weights, or has no such head or class, or no head
+            for embeddings.
+        WeightsError: Weights are absent, or are not the ones that the card or the lock file pins.
+    """
+    has_vectors = options.format == "embeddings"
+    if has_vectors and options.strict:
+        raise ConfigError("--strict looks at images, and --format embeddings has none: leave one out")
+    models = model_specs(options)
+    unused = {"encoder"} if has_vectors else set()
+    for model in models:
+        parts = set(model.card.weights_sources) - unused
+        if model.card.random_parts & parts and not options.allow_random_weights:
+            raise ConfigError(
+                f"the model {model.card.name} has random weights, so its scores mean nothing. Choose another "
+                "model, or pass --allow-random-weights for a test"
+            )
+    if not has_vectors:
+        spec = ScorerSpec.of(options, models)
+        return ImageScoring(spec, spec.driver_fingerprint(), keep_content=options.keep_content)
+    source, ship, keep = options.model_source, options.ship_weights, options.keep_embedding
+    delivery = deliver(models, model_source=source, ship=ship, parts=parts)
+    fingerprint = head_fingerprint(model.card, model.model_dir)
+    return VectorScoring(model, fingerprint, keep_embedding=keep, delivery=delivery)
 
 
 def _check_options(options: JobOptions) -> None:

@@ -16,8 +16,9 @@ from torch import nn
 from nsfw_spark.cards import load_card
 from nsfw_spark.encoders import Encoded, unit_length
 from nsfw_spark.errors import ConfigError, WeightsError
-from nsfw_spark.heads import ClassHead, DenseHead, LinearLayer, MlpNetwork, Widths, load_heads, read_mlp
+from nsfw_spark.heads import ClassHead, DenseHead, load_heads
 from nsfw_spark.laion import Vectors
+from nsfw_spark.perceptron import LinearLayer, MlpNetwork, Widths, read_mlp
 from nsfw_spark.weights import WeightsFile, locate_weights
 from tests.fakes import card, perceptron
 

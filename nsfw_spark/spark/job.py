@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 
 from pyspark.errors import StreamingQueryException
 from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from nsfw_spark.options import JobOptions
@@ -79,8 +78,7 @@ class ScoringJob:
             ConfigError: The policy cannot be applied, or the source has no files to compare.
             TableError: The output must not be written to, or does not agree with its checkpoint.
         """
-        if self._follows_changes:
-            rescore.check_comparable(self.source, "--prune" if self.options.prune else "--rescore changed")
+        rescore.check_options(self.source, self.options)
         output, generation, fingerprint = (
             self.output,
             rescore.generation(self.output),
@@ -104,15 +102,13 @@ class ScoringJob:
             rescore.replace_image_scores(target.output, self.output, target.generation)
         if self.options.rescore == "all":
             rescore.delete_staging(self.output)
-        return self._follow_changes(counts) if self._follows_changes else counts
+        if rescore.follow_changes(self.output, self.source, self.options, self._rescored):
+            counts = count_run(self.output, self.run_id, self.policy, counts.timings)
+        return counts
 
     def checkpoint_column(self, checkpoint: str) -> str:
         """Return the value of `runs.checkpoint`: name and random id of a checkpoint."""
         return f"{checkpoint.rpartition('/')[2]} {checkpoint_id(self.output.spark, checkpoint)}"
-
-    @property
-    def _follows_changes(self) -> bool:
-        return self.options.rescore == "changed" or self.options.prune
 
     def _score_new(self, target: Target) -> Counts:
         """Append the images that the checkpoint has not seen; return their counts."""
@@ -170,23 +166,8 @@ class ScoringJob:
             row=of_model,
         )
 
-    def _follow_changes(self, counts: Counts) -> Counts:
-        """Score changed files again, and delete the rows of deleted files; return the new counts."""
-        source = rescore.check_comparable(self.source, "--prune or --rescore changed")
-        if self.options.rescore == "changed":
-            columns, ours = self.output.table(IMAGE_SCORES).schema, self._columns()
-
-            def score(listed: DataFrame) -> DataFrame:
-                absent = [column for column in columns if column.name not in ours.names]
-                nulls = {column.name: F.lit(None).cast(column.dataType) for column in absent}
-                return self._rows(listed, ours, self.output).withColumns(nulls).select(columns.names)
-
-            if rescore.rescore_changed(self.output, source, score):
-                counts = count_run(self.output, self.run_id, self.policy, counts.timings)
-        if self.options.prune:
-            num_deleted = rescore.prune(self.output, source)
-            sys.stderr.write(f"nsfw-spark: --prune deleted {num_deleted:,} rows of files that are gone\n")
-        return counts
+    def _rescored(self, listed: DataFrame) -> DataFrame:
+        return self._rows(listed, self._columns(), self.output)
 
     def _check_policy(self, output: Output) -> None:
         if self.policy is not None:

@@ -7,6 +7,7 @@ image_scores: each `--rescore all` writes a staging table, which replaces image_
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -15,6 +16,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from nsfw_spark.errors import ConfigError
+from nsfw_spark.options import JobOptions
 from nsfw_spark.spark import tables
 from nsfw_spark.spark.hadoop import delete, exists, in_lists, list_names
 from nsfw_spark.spark.sources import ListedFiles, Source
@@ -25,35 +27,63 @@ _FIRST_GENERATION: Final = "1"
 _STAGING: Final = "rescored-"
 
 
-def check_comparable(source: Source, option: str) -> ListedFiles:
-    """Return the source as files that can be compared with rows.
+def check_options(source: Source, options: JobOptions) -> None:
+    """Refuse `--rescore changed` and `--prune` for a source that is not a directory of files.
 
     Raises:
-        ConfigError: The source is not a directory of files.
+        ConfigError: It is not.
     """
-    if isinstance(source, ListedFiles) and source.file_column is not None:
-        return source
-    raise ConfigError(
-        f"{option} compares files with their rows, and {source.uri} is no directory of files; expected "
-        "--format files, webdataset, parquet or embeddings in files. For a Delta table: --rescore all"
-    )
+    option = "--prune" if options.prune else "--rescore changed" if options.rescore == "changed" else None
+    if option and not (isinstance(source, ListedFiles) and source.file_column is not None):
+        raise ConfigError(
+            f"{option} compares files with their rows, and {source.uri} is no directory of files; expected "
+            "--format files, webdataset, parquet or embeddings in files. For a Delta table: --rescore all"
+        )
 
 
-def rescore_changed(output: Output, source: ListedFiles, score: Callable[[DataFrame], DataFrame]) -> int:
+def follow_changes(
+    output: Output, source: Source, options: JobOptions, score: Callable[[DataFrame], DataFrame]
+) -> bool:
+    """Score changed files again, and delete the rows of deleted files, as the options say.
+
+    Args:
+        output: The job's output.
+        source: The files.
+        options: `rescore` and `prune` count.
+        score: Turns listed files into rows of image_scores.
+
+    Returns:
+        Whether rows were scored.
+    """
+    if not isinstance(source, ListedFiles):  # see `check_options`
+        return False
+    num_changed = _rescore_changed(output, source, score) if options.rescore == "changed" else 0
+    if options.prune:
+        num_deleted = _prune(output, source)
+        sys.stderr.write(f"nsfw-spark: --prune deleted {num_deleted:,} rows of files that are gone\n")
+    return num_changed > 0
+
+
+def _rescore_changed(output: Output, source: ListedFiles, score: Callable[[DataFrame], DataFrame]) -> int:
     """Score changed files again and replace their rows; return the number of files.
 
-    One commit replaces a thousand files; a killed job resumes after its last commit. `score` turns listed
-    files into rows of image_scores.
+    One commit replaces a thousand files; a killed job resumes after its last commit.
     """
-    num_changed = 0
+    num_changed, columns = 0, output.table(IMAGE_SCORES).schema
     for files in in_lists(_changed_files(output, source), _FILES_AT_ONCE):
-        writer = score(source.listed_again(files)).writeTo(output.name(IMAGE_SCORES))
+        rows = score(source.listed_again(files))
+        nulls = {
+            field.name: F.lit(None).cast(field.dataType)
+            for field in columns
+            if field.name not in rows.columns
+        }
+        writer = rows.withColumns(nulls).select(columns.names).writeTo(output.name(IMAGE_SCORES))
         writer.overwrite(F.col(str(source.file_column)).isin([file.path for file in files]))
         num_changed += len(files)
     return num_changed
 
 
-def prune(output: Output, source: ListedFiles) -> int:
+def _prune(output: Output, source: ListedFiles) -> int:
     """Delete the rows of files that are gone; return the number of rows."""
     existing = source.listing().select(F.col("path").alias("file"))
     rows = _rows_of_files(output, source)

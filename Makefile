@@ -14,7 +14,7 @@ UV_INSTALL = $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # checks come before the downloads they would spoil
 
-.PHONY: help demo install check audit format test test-unit test-fuzz test-models test-spark test-cluster test-gpu fuzz bench wheel clean distclean java
+.PHONY: help demo install check audit format test test-fast test-unit test-fuzz test-models test-spark test-cluster test-gpu fuzz bench wheel clean distclean java
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -49,32 +49,33 @@ format: .venv/.dev  ## Sort imports, repair what ruff can, format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-test: test-unit test-fuzz test-models test-spark test-cluster  ## All tests that need neither a GPU nor the internet
+test: java .venv/.dev  ## All tests that need neither a GPU nor the internet: the five tiers below
+	@$(PYTEST) tests/fuzz tests/models tests/unit
+	@$(PYTEST) tests/cluster tests/spark
 
-# A tier without test files is left out, where pytest would exit with 5.
-PYTEST = run_tier() { \
-	  if [ -n "$$(find "tests/$$1" -name 'test_*.py' 2>/dev/null)" ]; \
-	  then tier="tests/$$1"; shift; $(BIN)/pytest "$$tier" "$$@" $(ARGS); \
-	  else echo "tests/$$1 has no test files: left out"; fi; }; run_tier
+# An order of files, the long ones first, and WORKERS processes that take one file after the other: while one waits
+# for a process to start or to end, another goes on. To step into a test: make test-unit WORKERS=0 ARGS='--pdb -k decode'
+# The folders choose the tests, so no marker does: -m ''.
+PYTEST = $(BIN)/pytest -m '' --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+SMOKE_TEST = tests/spark/test_run.py::test_each_file_is_one_row_whatever_its_name
 
-# Files of tests, WORKERS at once: where one waits for a process to start or to end, another goes on. One after
-# the other, to step into one: make test-unit WORKERS=0 ARGS='--pdb -k decode'.
-SIDE_BY_SIDE = --numprocesses $(WORKERS) --dist loadfile
+test-fast: java .venv/.dev  ## The inner loop, 3 minutes: tests without Spark, and one run of the job
+	@$(PYTEST) tests/unit $(SMOKE_TEST)
 
-test-unit: .venv/.dev  ## Tests without Spark, minutes (make test-unit ARGS='-k decode')
-	@$(PYTEST) unit $(SIDE_BY_SIDE)
+test-unit: .venv/.dev  ## Tests without Spark (make test-unit ARGS='-k decode')
+	@$(PYTEST) tests/unit
 
-test-fuzz: .venv/.dev  ## Damaged files of each kind, half a minute (FUZZ_EXAMPLES=5000 make test-fuzz: hours)
-	@$(PYTEST) fuzz -m fuzz
+test-fuzz: .venv/.dev  ## Damaged files of each kind (FUZZ_EXAMPLES=5000 make test-fuzz: hours)
+	@$(PYTEST) tests/fuzz
 
-test-models: .venv/.dev  ## Real architectures with seeded weights against their authors' code, minutes
-	@$(PYTEST) models -m models
+test-models: .venv/.dev  ## Real architectures with seeded weights against their authors' code
+	@$(PYTEST) tests/models
 
 test-spark: java .venv/.dev  ## Tests with Spark in local mode
-	@$(PYTEST) spark -m spark $(SIDE_BY_SIDE)
+	@$(PYTEST) tests/spark
 
-test-cluster: java .venv/.dev  ## Tests with separate executors and pretended GPUs
-	@$(PYTEST) cluster -m cluster $(SIDE_BY_SIDE)
+test-cluster: java .venv/.dev  ## Tests with separate executors, pretended GPUs, and drivers that are killed
+	@$(PYTEST) tests/cluster
 
 test-gpu: .venv/.dev  ## Tests on a CUDA device; without one, or without tests, this fails
 	@FAIL_WITHOUT_GPU=1 $(BIN)/pytest tests/gpu -m gpu $(ARGS)

@@ -1,7 +1,7 @@
 """`nsfw-spark` started as a user starts it, in a process group that a test can stop and kill.
 
-The group holds the Python driver and Java. Python workers and model hosts have groups of their own, and see by
-themselves that the driver is gone. The tests read tables with deltalake, another reader than Spark.
+The group holds the Python driver and Java. Python workers and model hosts have groups of their own; they see
+that the driver is gone. The tests read tables with deltalake, another reader than Spark.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The scorer: encoded images in, one `ImageScore` each out, in order.
 
-It decodes, forms batches for the model, and makes a row of what the model says. Whether the model is in this
+It decodes, forms batches for the model, and makes rows of its predictions. Whether the model is in this
 process or in the model host, it does not know; nor does it know Spark. A laptop or a notebook uses it as it
 is, and every Spark task runs it.
 """

@@ -194,7 +194,7 @@ def _check_walk(frame: OpenedImage, limits: Limits) -> None:
 
 
 def _leaf(opened: OpenedImage, preprocessing: Preprocessing, limits: Limits) -> list[list[View]]:
-    """Return the views of further pages, each of which can be decoded without the others."""
+    """Return the views of further pages; each page can be decoded without the others."""
     seen, left = [], limits.max_pixels
     pages = {"MPO": _mpo_pages, "HEIF": _heic_pages}.get(opened.header.format, _tiff_pages)
     for number, page in pages(opened, limits):

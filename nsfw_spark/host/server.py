@@ -81,7 +81,7 @@ class HostProcess:
             started = time.monotonic()
             loaded = load_model(model)
             _log.info(
-                "loaded %s on %s (asked for: %s) in %.1f s; batches of %d images (batch_size: %s)",
+                "loaded %s on %s (requested: %s) in %.1f s; batches of %d images (batch_size: %s)",
                 model.card.name,
                 loaded.device,
                 model.device,

@@ -64,7 +64,7 @@ def delete(spark: SparkSession, uri: str) -> None:
 
 
 def local_path(spark: SparkSession, uri: str) -> Path | None:
-    """Return a URI's path in the driver's own file system; None if it lies elsewhere."""
+    """Return a URI's path in the driver's own file system; None if it is elsewhere."""
     _, path = file_system(spark, uri)
     return Path(path.toUri().getPath()) if path.toUri().getScheme() == "file" else None
 

@@ -39,13 +39,13 @@ def score_listed(
     score: Callable[[Iterator[Any]], Iterator[Columns]],
     result: StructType,
 ) -> DataFrame:
-    """Score all images of what a source listed.
+    """Score all images in the rows that a source listed.
 
     Args:
         listed: The rows that the reader reads; batch or streaming.
         reader: Finds the images in them, in the Python workers.
         score: Scores the reader's chunks, as `ImageScoring` does.
-        result: The columns to return, of those that the chunks have and that `score` adds.
+        result: The columns to return, from the chunks' columns and the columns that `score` adds.
     """
 
     def scored(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -76,7 +76,7 @@ class Output:
 
     @property
     def is_schema(self) -> bool:
-        """Whether the tables lie in a catalog schema and not in a directory."""
+        """Whether the tables are in a catalog schema and not in a directory."""
         return is_schema(self.location)
 
     def name(self, table: str) -> str:

@@ -74,9 +74,11 @@ def test_the_readme_names_each_column(readme: str) -> None:
 
     source = StructType([schema.IMAGE_ID, schema.SOURCE_FILE, schema.MODIFICATION_TIME])
     scores = schema.scores(is_cascade=True)
-    columns = [*schema.image_scores(source, scores, keep_content=True).names, *schema.RUNS.names]
-    missing = [name for name in columns if not re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", readme)]
-    assert not missing
+    of_runs = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+    columns = schema.image_scores(source, scores, keep_content=True).names
+    for page, names in ((readme, columns), (of_runs, schema.RUNS.names)):
+        missing = [name for name in names if not re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", page)]
+        assert not missing
 
 
 def test_the_config_file_is_accepted_and_says_the_defaults() -> None:
@@ -144,4 +146,4 @@ def test_the_one_hour_path_is_an_hour_long() -> None:
     files = re.findall(r"^\d+\. `(nsfw_spark/[\w/.]+\.py)`", path, re.MULTILINE)
     lines = sum(len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in files)
     assert 20 <= len(files) <= 26
-    assert lines <= 4_800, lines
+    assert lines <= 4_300, lines

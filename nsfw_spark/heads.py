@@ -2,7 +2,8 @@
 
 In: `Encoded`, that is embeddings, class probabilities or boxes. Out: `Predictions`, the one type for what a
 model says of a batch. `load_heads` builds the heads that a model card names. The networks are in
-`nsfw_spark.laion` and `nsfw_spark.perceptron`. This module knows neither images nor devices; all of it is numpy.
+`nsfw_spark.laion` and `nsfw_spark.perceptron`. This module knows neither images nor devices; all of it is
+numpy.
 """
 
 from __future__ import annotations

@@ -14,8 +14,12 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, Final
 
-from delta import DeltaTable
-from delta.exceptions import DeltaConcurrentModificationException
+from delta.exceptions import (
+    ConcurrentAppendException,
+    ConcurrentDeleteDeleteException,
+    ConcurrentDeleteReadException,
+    MetadataChangedException,
+)
 from pyspark.sql import functions as F
 
 import nsfw_spark
@@ -38,6 +42,10 @@ from nsfw_spark.spark.tables import (
 
 _UNSCORED_SHOWN: Final = 5
 _COMMIT_TRIES: Final = 5
+_CONFLICTS: Final = (
+    *(ConcurrentAppendException, ConcurrentDeleteReadException),
+    *(ConcurrentDeleteDeleteException, MetadataChangedException),
+)
 _SCORING_LIBRARIES: Final = (
     *("pyspark", "delta-spark", "pillow", "pillow-heif", "cykooz-resizer", "numpy", "torch"),
     *("open-clip-torch", "timm", "safetensors", "onnxruntime", "onnxruntime-gpu"),
@@ -88,7 +96,7 @@ class RunRecord:
     def start(self, **values: Any) -> None:  # noqa: ANN401 - values of a row
         """Add the row, with the outcome `running` and further columns of `schema.RUNS`."""
         self._row |= {**values, "versions": _versions()}
-        _write(self._output, [{**self._row, "outcome": "running"}])
+        _write(self._output, [{**self._row, "outcome": "running"}], are_new=True)
 
     def finish(self, counts: Counts, score_seconds: float, **values: Any) -> RunSummary:  # noqa: ANN401
         """Complete the row, with the outcome `done`; return the counts for the user."""
@@ -176,6 +184,7 @@ def _count_runs(output: Output) -> dict[str, Row]:
     model = [F.any_value(name, ignoreNulls=True).alias(name) for name in ("model", "model_fingerprint")]
     counted = (
         output.table(IMAGE_SCORES)
+        .filter(F.col("run_id").isNotNull())
         .groupBy("run_id")
         .agg(
             F.min("scored_at").alias("started_at"),
@@ -188,32 +197,28 @@ def _count_runs(output: Output) -> dict[str, Row]:
     return {row.run_id: row.asDict() for row in counted.collect()}
 
 
-def _write(output: Output, rows: Sequence[Row]) -> None:
-    """Add or replace rows of `runs`, by run_id, in one commit.
+def _write(output: Output, rows: Sequence[Row], *, are_new: bool = False) -> None:
+    """Add rows to `runs`, or replace them by run_id, in one commit.
 
-    A `filter` without a lock may write at the same time; then Delta refuses one of the two commits.
+    A `filter` without a lock may write at the same time: Delta then refuses one of two replacements.
     """
     version = last_version(output, IMAGE_SCORES)
-    values = [
-        [{**row, "image_scores_version": version}.get(name) for name in schema.RUNS.names] for row in rows
-    ]
+    full = [{**row, "image_scores_version": version} for row in rows]
+    values = [[row.get(name) for name in schema.RUNS.names] for row in full]
     frame = output.spark.createDataFrame(values, schema.RUNS).coalesce(1)
     if not output.exists(RUNS):
         create_table(output, RUNS, frame, WELL_SIZED)
         return
-    merge = (
-        DeltaTable.forName(output.spark, output.name(RUNS))
-        .alias("old")
-        .merge(frame.alias("new"), "old.run_id <=> new.run_id")
-        .withSchemaEvolution()  # a table of an earlier version of this package has fewer columns
-        .whenMatchedUpdateAll()
-        .whenNotMatchedInsertAll()
-    )
+    # A table of an earlier version of this package has fewer columns.
+    writer = frame.writeTo(output.name(RUNS)).option("mergeSchema", "true")
+    if are_new:
+        writer.append()
+        return
     for tries_left in reversed(range(_COMMIT_TRIES)):
         try:
-            merge.execute()
+            writer.overwrite(F.col("run_id").isin([row["run_id"] for row in rows]))
             break
-        except DeltaConcurrentModificationException:
+        except _CONFLICTS:
             if not tries_left:
                 raise
 

@@ -268,7 +268,7 @@ def test_a_run_has_its_row_from_its_start(out: Output) -> None:
     assert (row.safe, row.flagged) == (None, None)
     assert row.seconds >= row.filter_seconds + 0.5 - 0.001
     assert summary.as_dict()["images"] == 2
-    assert operations(out, RUNS)[1:] == ["MERGE"]
+    assert operations(out, RUNS)[1:] == ["WRITE"]
     assert record_interrupted(out) == 0
 
 

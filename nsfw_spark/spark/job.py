@@ -65,9 +65,7 @@ class ScoringJob:
 
     def check(self) -> None:
         """Refuse a policy that cannot be applied, and repeated or null ids, before the run takes the lock."""
-        if not self.output.exists(
-            IMAGE_SCORES
-        ):  # else `target` checks it, when no other run can change the table
+        if not self.output.exists(IMAGE_SCORES):  # else `target` checks it, under the lock
             self._check_policy(self.output)
         check_ids(self.source)
 
@@ -79,11 +77,8 @@ class ScoringJob:
             TableError: The output must not be written to, or does not agree with its checkpoint.
         """
         rescore.check_options(self.source, self.options)
-        output, generation, fingerprint = (
-            self.output,
-            rescore.generation(self.output),
-            self.scoring.fingerprint,
-        )
+        output, fingerprint = self.output, self.scoring.fingerprint
+        generation = rescore.generation(output)
         rescores_all = self.options.rescore == "all" and output.exists(IMAGE_SCORES)
         if rescores_all and not rescore.is_replaced(output, fingerprint):
             generation = rescore.next_generation(output, fingerprint)

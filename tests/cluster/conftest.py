@@ -137,8 +137,8 @@ class Cluster:
         return "".join(path.read_text() for path in [self.folder / "stderr", *executors])
 
     def loads(self) -> list[str]:
-        """Return the device that was asked for of each load that the hosts report."""
-        return re.findall(r"model host \d+: loaded \S+ on \S+ \(asked for: (\S+)\)", self.log())
+        """Return the requested device of each load that the hosts report."""
+        return re.findall(r"model host \d+: loaded \S+ on \S+ \(requested: (\S+)\)", self.log())
 
     def running_hosts(self) -> list[psutil.Process]:
         """Return the hosts that run now."""

@@ -80,7 +80,9 @@ def test_the_fingerprint_is_the_heads_alone() -> None:
     )
     assert head_fingerprint(card()) != fingerprint(card(), locate_weights(card()))
     other_head = card(
-        head={"weights": {"package": "nsfw_spark", "file": "models/laion/clip_autokeras_nsfw_b32.safetensors"}}
+        head={
+            "weights": {"package": "nsfw_spark", "file": "models/laion/clip_autokeras_nsfw_b32.safetensors"}
+        }
     )
     assert head_fingerprint(card()) != head_fingerprint(other_head)
     assert len(head_fingerprint(card())) == 16

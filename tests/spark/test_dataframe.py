@@ -247,7 +247,7 @@ def test_rows_without_scores_are_refused(spark: SparkSession) -> None:
         keep_safe(spark.createDataFrame([("a",)], "name string"))
 
 
-@pytest.mark.parametrize("options", [{"device": "gpu"}, {"uncertain": (0.2, 0.8)}, {"devcie": "cpu"}])
+@pytest.mark.parametrize("options", [{"device": "gpu"}, {"uncertain": (0.2, 0.8)}, {"devic": "cpu"}])
 def test_a_wrong_option_is_refused_by_name(
     contents: DataFrame, card_file: str, options: dict[str, Any]
 ) -> None:
@@ -266,8 +266,8 @@ def test_a_notebook_runs_the_whole_job(images: Path, card_file: str, tmp_path: P
     summary = run(str(images), output, model=card_file, threshold=0.9, allow_random_weights=True)
     assert summary.counts.images == len(CONTENTS) - 1  # one of the contents is no file
     assert summary.totals["image_scores"] == summary.counts.images
-    with pytest.raises(ConfigError, match="treshold: unknown key, did you mean threshold"):
-        run(str(images), output, treshold=0.9)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="threshld: unknown key, did you mean threshold"):
+        run(str(images), output, threshld=0.9)  # type: ignore[call-arg]
 
 
 def test_read_images_reads_what_spark_reads(spark: SparkSession, images: Path) -> None:

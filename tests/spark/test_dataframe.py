@@ -247,7 +247,7 @@ def test_rows_without_scores_are_refused(spark: SparkSession) -> None:
         keep_safe(spark.createDataFrame([("a",)], "name string"))
 
 
-@pytest.mark.parametrize("options", [{"device": "gpu"}, {"uncertain": (0.2, 0.8)}, {"devic": "cpu"}])
+@pytest.mark.parametrize("options", [{"device": "gpu"}, {"uncertain": (0.2, 0.8)}, {"devixe": "cpu"}])
 def test_a_wrong_option_is_refused_by_name(
     contents: DataFrame, card_file: str, options: dict[str, Any]
 ) -> None:

@@ -224,8 +224,8 @@ def test_heads_are_names_or_text(heads: Any) -> None:  # noqa: ANN401
 
 
 def test_an_unknown_keyword_gets_the_nearest_name() -> None:
-    with pytest.raises(ConfigError, match="devic: unknown key, did you mean device"):
-        ScoreOptions.parse({"devic": "cpu"})
+    with pytest.raises(ConfigError, match="devixe: unknown key, did you mean device"):
+        ScoreOptions.parse({"devixe": "cpu"})
 
 
 @pytest.mark.parametrize("option", ["model_dir", "weights_lock"])

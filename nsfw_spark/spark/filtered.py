@@ -47,7 +47,7 @@ def keep_safe(scored: DataFrame, threshold: float | None = None, policy: str | N
         scored: From `score_images`, or a table image_scores.
         threshold: In [0, 1]; an image is safe if its score is below, not equal. Default: 0.5.
         policy: In place of a threshold, SQL that is true for safe images, such as
-            `nsfw_score < 0.3 AND class_scores['high'] < 0.1`; or a file with it.
+            `nsfw_score < 0.3 AND class_scores['high'] < 0.1`.
 
     Raises:
         ConfigError: Both are given, the threshold is not in [0, 1], or the policy cannot be applied.
@@ -62,7 +62,7 @@ def keep_safe(scored: DataFrame, threshold: float | None = None, policy: str | N
         return scored.filter(Policy.below(0.5 if threshold is None else threshold).is_safe())
     if threshold is not None:
         raise ConfigError(f"got threshold {threshold} and a policy; expected one of the two")
-    parsed = Policy.parse(policy)
+    parsed = Policy.from_sql(policy)
     check_policy(parsed, scored.sparkSession.createDataFrame([], scored.schema))
     return scored.filter(parsed.is_safe())
 

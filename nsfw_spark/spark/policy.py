@@ -197,7 +197,8 @@ def _unknown_class(node: Any, classes: Collection[str] | None) -> str | None:  #
     if classes is None or node.getClass().getSimpleName() not in _LOOKUPS:
         return None
     column, key = (node.children().apply(i) for i in range(2))
-    if column.sql() != "class_scores" or key.getClass().getSimpleName() != "Literal":
+    kinds = [each.getClass().getSimpleName() for each in (column, key)]
+    if kinds != ["AttributeReference", "Literal"] or column.name() != "class_scores":
         return None
     name = str(key.value().toString())
     return (

@@ -67,7 +67,7 @@ def test_a_directory_that_only_the_driver_has_is_an_error_that_says_so(
     error = drive(apart, card, model_dir=weights, gone=weights)["error"]
     assert "nsfw_spark.errors.WeightsError" in error
     assert str(weights / FILE) in error
-    assert "On a cluster all machines must have DIR: else pass --ship-weights" in error
+    assert "on a cluster, each machine needs DIR, or pass --ship-weights" in error
 
 
 def test_weights_are_shipped_once_to_each_executor(apart: Cluster, card: Path, weights: Path) -> None:

@@ -186,8 +186,8 @@ def test_the_users_columns_stay_whatever_their_names(contents: DataFrame, card_f
 
 def test_the_images_may_be_in_a_column_of_another_name(contents: DataFrame, card_file: str) -> None:
     renamed = contents.withColumnRenamed("content", "a picture")
-    rows = score_images(renamed, model=card_file, content_column="a picture").collect()
-    expected = score_images(contents, model=card_file).collect()
+    rows = score_images(renamed, model=card_file, batch_size=BATCH_SIZE, content_column="a picture").collect()
+    expected = score_images(contents, model=card_file, batch_size=BATCH_SIZE).collect()
     scores = [{row.name: row.nsfw_score for row in some} for some in (rows, expected)]
     assert scores[0] == scores[1]
 

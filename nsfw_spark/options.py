@@ -254,6 +254,8 @@ class TableOptions(OptionGroup):
     """`changed` scores changed files again; `all` scores every image into a new version of the table."""
     prune: bool = False
     """Delete the rows of files that are gone."""
+    prune_limit: _Share = 0.1
+    """Share of the source's rows above which `prune` deletes nothing and ends with an error."""
     keep_content: bool = False
     """Keep the encoded images in the tables."""
     keep_embedding: bool = False
@@ -353,6 +355,7 @@ class JobKeywords(ScoreKeywords, total=False):
     checkpoints: str | None
     rescore: Literal["changed", "all"] | None
     prune: bool
+    prune_limit: float
     keep_content: bool
     keep_embedding: bool
     content_from: str | None

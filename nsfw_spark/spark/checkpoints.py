@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 
 from nsfw_spark.errors import StorageError, TableError
 from nsfw_spark.spark.hadoop import exists, list_names, read_text
-from nsfw_spark.spark.sources import Source
+from nsfw_spark.spark.sources import Source, is_below
 from nsfw_spark.spark.tables import IMAGE_SCORES, RUNS, Output, history
 
 
@@ -124,7 +124,7 @@ def _has_rows(output: Output, source: Source) -> bool:
     scores = output.table(IMAGE_SCORES)
     if source.file_column in scores.columns:
         file = F.col(str(source.file_column))
-        return not scores.filter(file.startswith(f"{source.uri}/") | (file == source.uri)).isEmpty()
+        return not scores.filter(is_below(file, source.uri)).isEmpty()
     if not output.exists(RUNS):
         return False
     runs = output.table(RUNS).filter((F.col("input") == source.uri) & (F.col("images") > 0))

@@ -16,6 +16,7 @@ from pyspark.sql.types import StructType
 
 from nsfw_spark.options import JobOptions
 from nsfw_spark.readers.chunk import MOST_BYTES
+from nsfw_spark.scorer import Timings
 from nsfw_spark.self_check import SelfCheck
 from nsfw_spark.spark import filtered, rescore, schema, tables
 from nsfw_spark.spark.checkpoints import (
@@ -91,42 +92,42 @@ class ScoringJob:
 
     def score(self, target: Target) -> Counts:
         """Bring image_scores up to date, as the options say; return the counts of the new rows."""
-        counts = self._score_new(target)
+        timings = self._score_new(target)
         if target.output != self.output:
             record_rescored(self.output, target.output, self.run_id)
             rescore.replace_image_scores(target.output, self.output, target.generation)
         if self.options.rescore == "all":
             rescore.delete_staging(self.output)
-        if rescore.follow_changes(self.output, self.source, self.options, self._rescored):
-            counts = count_run(self.output, self.run_id, self.policy, counts.timings)
-        return counts
+        rescore.follow_changes(self.output, self.source, self.options, self._rescored, self.run_id)
+        # Not what the stream observed: Spark counts the rows of a task twice if it loses an executor.
+        return count_run(self.output, self.run_id, self.policy, timings)
 
     def checkpoint_column(self, checkpoint: str) -> str:
         """Return the value of `runs.checkpoint`: name and random id of a checkpoint."""
         return f"{checkpoint.rpartition('/')[2]} {checkpoint_id(self.output.spark, checkpoint)}"
 
-    def _score_new(self, target: Target) -> Counts:
-        """Append the images that the checkpoint has not seen; return their counts."""
+    def _score_new(self, target: Target) -> Timings:
+        """Append the images that the checkpoint has not seen; return what the tasks spent."""
         source, scoring, output, columns = self.source, self.scoring, target.output, self._columns()
         known = self._self_check(output)
         tables.ensure_image_scores(output, columns, scoring.name, scoring.fingerprint, self_check=known)
-        counts = Counts(safe=None if self.policy is None else 0) + self._stream(target, columns)
-        counts += Counts(images=self._account_for_skipped(target, counts))
+        timings = self._stream(target, columns)
+        self._account_for_skipped(target)
         if (listed := source.left_over(output.table(IMAGE_SCORES))) is not None:
             self._rows(listed, columns, output).writeTo(output.name(IMAGE_SCORES)).append()
-            counts = count_run(output, self.run_id, self.policy, counts.timings)
-        return counts
+        return timings
 
-    def _stream(self, target: Target, columns: StructType) -> Counts:
-        """Append the new images micro-batch by micro-batch; return their counts.
+    def _stream(self, target: Target, columns: StructType) -> Timings:
+        """Append the new images micro-batch by micro-batch; return what the tasks spent.
 
         If a store fails to return a file, however often Spark tries its task, the stream goes on without the
         file. It costs its own row and not the job: `reconcile` adds the row.
         """
         source = self.source
 
-        def write(listed: DataFrame) -> Counts:
-            return _write(self._rows(listed, columns, target.output, is_counted=True), target)
+        def write(listed: DataFrame) -> Timings:
+            rows = self._rows(listed, columns, target.output, is_counted=True)
+            return _write(rows, target).timings
 
         try:
             return write(source.stream(self.limit))
@@ -136,28 +137,27 @@ class ScoringJob:
             if not is_of_a_file(error, source.uri):
                 raise
             sys.stderr.write(f"nsfw-spark: going on without the files that cannot be read: {reason(error)}\n")
-        counts = write(source.stream(self.limit, skip_unreadable=True))
-        return count_run(target.output, self.run_id, self.policy, counts.timings)
+        return write(source.stream(self.limit, skip_unreadable=True))
 
-    def _account_for_skipped(self, target: Target, counts: Counts) -> int:
-        """Add a row for each file that Spark listed and skipped; return how many."""
+    def _account_for_skipped(self, target: Target) -> None:
+        """Add a row for each file that Spark listed and skipped."""
         spark, checkpoint = self.output.spark, target.checkpoint
         check_still_there(spark, checkpoint)
         before = last_accounted_batch(self.output, self.checkpoint_column(checkpoint))
         if self.source.file_column is None or before >= last_batch(spark, checkpoint):
-            return 0
+            return
         of_model = {
             "model": self.scoring.name,
             "model_fingerprint": self.scoring.fingerprint,
             "run_id": self.run_id,
             "scored_at": datetime.now(UTC),
         }
-        return account_for_skipped(
+        account_for_skipped(
             target.output,
             listed_files(spark, checkpoint, after_batch=before),
             self.source.file_column,
             max_bytes=min(self.options.max_bytes, MOST_BYTES),
-            num_rows=counts.images,
+            num_rows=count_run(target.output, self.run_id, None, Timings()).images,
             row=of_model,
         )
 

@@ -15,7 +15,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from nsfw_spark.decode import too_long
-from nsfw_spark.errors import ImageError
+from nsfw_spark.errors import ImageError, storage_failed
 from nsfw_spark.spark.checkpoints import listed_files_log
 from nsfw_spark.spark.faults import reason
 from nsfw_spark.spark.hadoop import file_system, in_lists, literally
@@ -39,8 +39,8 @@ def listed_files(spark: SparkSession, checkpoint: str, *, after_batch: int) -> D
 
 def account_for_skipped(
     output: Output, listed: DataFrame, file_column: str, *, max_bytes: int, num_rows: int, row: dict[str, Any]
-) -> int:
-    """Add a row to image_scores for each listed file that has none; return how many.
+) -> None:
+    """Add a row to image_scores for each listed file that has none.
 
     Args:
         output: Where image_scores lies.
@@ -53,8 +53,8 @@ def account_for_skipped(
     """
     is_file_a_row = file_column == IMAGE_ID.name
     if is_file_a_row and listed.count() == num_rows:
-        return 0
-    scores, num_added = output.table(IMAGE_SCORES), 0
+        return
+    scores = output.table(IMAGE_SCORES)
     skipped = listed.join(scores.select(F.col(file_column).alias("file")), "file", "left_anti")
     for files in in_lists(skipped, _ROWS_AT_ONCE):
         found = {each.file: _status(output.spark, each.file) for each in files}
@@ -68,8 +68,6 @@ def account_for_skipped(
             values = [[each.get(name) for name in scores.columns] for each in rows]
             frame = output.spark.createDataFrame(values, scores.schema).coalesce(1)
             frame.writeTo(output.name(IMAGE_SCORES)).append()
-        num_added += len(rows)
-    return num_added
 
 
 class _Status(NamedTuple):
@@ -103,7 +101,7 @@ def _result(status: _Status, max_bytes: int) -> dict[str, Any]:
     elif length > max_bytes:
         error = too_long(length, max_bytes)
     else:
-        error = ImageError("missing", f"the file was listed and could not be read; now it has {length} bytes")
+        error = storage_failed(f"Spark read no byte of it; now it has {length} bytes")
         length = None  # nothing was read, so `--rescore changed` tries the file again
     values = {"status": error.status, "error": error.message, "length": length}
     return {**values, "modification_time": status.modified}

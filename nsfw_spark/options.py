@@ -322,14 +322,13 @@ class JobOptions(TableOptions, PolicyOptions, ScoreOptions, InputOptions):
 
     @model_validator(mode="after")
     def _output_is_not_read(self) -> Self:
-        if self.input is None or self.glob is not None or self.format == "webdataset":
-            return self  # Spark then lists only names that this job does not write
+        if self.input is None or self.format == "webdataset":
+            return self  # Spark then lists only tars, which this job does not write
         for location in (self.checkpoints, None if self.is_schema else self.output):
             if location is not None and is_listed_in(location, self.input):
                 raise ValueError(
                     f"{location} lies in the input {self.input}, so that the next run would read this run's "
-                    "tables; expected a place outside of it, a subdirectory whose name begins with _ or ., "
-                    "or a --glob that names the images, as '*.jpg'"
+                    "tables; expected a place outside of it, or a subdirectory whose name begins with _ or ."
                 )
         return self
 

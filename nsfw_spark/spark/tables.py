@@ -21,7 +21,7 @@ from nsfw_spark.errors import TableError
 from nsfw_spark.options import JobOptions
 from nsfw_spark.self_check import SelfCheck
 from nsfw_spark.spark.hadoop import list_names
-from nsfw_spark.uris import absolute_uri, is_schema
+from nsfw_spark.uris import absolute_uri, in_sql, is_schema
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ class Output:
     def name(self, table: str) -> str:
         """Return the table's name in SQL, quoted."""
         if self.is_schema:
-            return f"{self.location}.{table}"
+            return f"{in_sql(self.location)}.{table}"
         return f"delta.`{self.path(table).replace('`', '``')}`"
 
     def path(self, table: str) -> str:
@@ -301,7 +301,7 @@ def _type(type_: DataType) -> str:
 
 def _check_location(output: Output) -> None:
     if output.is_schema:
-        if not output.spark.catalog.databaseExists(output.location):
+        if not output.spark.catalog.databaseExists(in_sql(output.location)):
             raise TableError(f"there is no schema {output.location}: create it, or pass a directory")
         return
     if DeltaTable.isDeltaTable(output.spark, output.location):

@@ -6,6 +6,7 @@ a killed run resumes after its last one. This module does not write the filtered
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,19 +21,21 @@ from nsfw_spark.scorer import Timings
 from nsfw_spark.self_check import SelfCheck
 from nsfw_spark.spark import filtered, rescore, schema, tables
 from nsfw_spark.spark.checkpoints import (
+    begin_empty_batch,
     check_still_there,
     checkpoint_id,
     find_checkpoint,
     last_accounted_batch,
     last_batch,
+    unwritten_batch,
 )
-from nsfw_spark.spark.faults import check_holds, is_of_a_file, reason
+from nsfw_spark.spark.faults import check_holds, may_be_of_files, reason, written_batch
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import OBSERVATION, Counts, counting_columns, follow
-from nsfw_spark.spark.reconcile import account_for_skipped, listed_files
+from nsfw_spark.spark.reconcile import account_for_skipped, listed_files, readable_files
 from nsfw_spark.spark.runs import count_run, record_rescored
 from nsfw_spark.spark.scoring import ImageScoring, score_listed
-from nsfw_spark.spark.sources import Limit, Source, check_ids
+from nsfw_spark.spark.sources import Limit, ListedFiles, Source, check_ids
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 from nsfw_spark.spark.udf import model_columns
 from nsfw_spark.spark.vector_scoring import VectorScoring
@@ -120,24 +123,40 @@ class ScoringJob:
     def _stream(self, target: Target, columns: StructType) -> Timings:
         """Append the new images micro-batch by micro-batch; return what the tasks spent.
 
-        If a store fails to return a file, however often Spark tries its task, the stream goes on without the
-        file. It costs its own row and not the job: `reconcile` adds the row.
+        A file that Spark can neither list nor read costs its own row and not the job: see `_write_without`.
         """
-        source = self.source
+        while True:
+            rows = self._rows(self.source.stream(self.limit), columns, target.output, is_counted=True)
+            try:
+                return _write(rows, target).timings
+            except StreamingQueryException as error:
+                if not (may_be_of_files(error) and self._write_without(target, columns)):
+                    raise
+                said = f"going on without the files that cannot be read: {reason(error)}"
+                sys.stderr.write(f"nsfw-spark: {said}\n")
 
-        def write(listed: DataFrame) -> Timings:
-            rows = self._rows(listed, columns, target.output, is_counted=True)
-            return _write(rows, target).timings
+    def _write_without(self, target: Target, columns: StructType) -> bool:
+        """Write the micro-batch that failed, without files that cannot be looked up; return whether it was.
 
-        try:
-            return write(source.stream(self.limit))
-        except StreamingQueryException as error:
-            if source.file_column is None:
-                raise  # nothing would tell which files were skipped
-            if not is_of_a_file(error, source.uri):
-                raise
-            sys.stderr.write(f"nsfw-spark: going on without the files that cannot be read: {reason(error)}\n")
-        return write(source.stream(self.limit, skip_unreadable=True))
+        Spark lists the files of a micro-batch once more, and one that is forbidden fails the micro-batch each
+        time. `reconcile` adds the rows of the files that are left out.
+        """
+        spark, checkpoint, output = self.output.spark, target.checkpoint, target.output
+        batch = unwritten_batch(spark, checkpoint)
+        if batch is None or self.source.file_column is None or not isinstance(self.source, ListedFiles):
+            return False
+        number, entry = batch
+        if written_batch(output, checkpoint) < number:
+            files = readable_files(spark, listed_files(spark, checkpoint, after_batch=entry - 1))
+            if not files:
+                return False  # the whole store is away
+            query, next_ = checkpoint_id(spark, checkpoint), str(number + 1)
+            metadata = json.dumps({"queryId": query, "epochId": next_})
+            options = {"txnAppId": query, "txnVersion": next_, "userMetadata": metadata}
+            rows = self._rows(self.source.listed_again(files), columns, output)
+            rows.writeTo(output.name(IMAGE_SCORES)).options(**options).append()
+        begin_empty_batch(spark, checkpoint, number)
+        return True
 
     def _account_for_skipped(self, target: Target) -> None:
         """Add a row for each file that Spark listed and skipped."""

@@ -7,11 +7,13 @@ log names the files of each micro-batch. A file of that log without a row in ima
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from py4j.protocol import Py4JJavaError
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 from nsfw_spark.decode import too_long
@@ -23,6 +25,8 @@ from nsfw_spark.spark.schema import IMAGE_ID
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 
 _ROWS_AT_ONCE: Final = 10_000  # held by the driver, added by one commit
+
+_LOOKUPS_AT_ONCE: Final = 16
 
 
 def listed_files(spark: SparkSession, checkpoint: str, *, after_batch: int) -> DataFrame:
@@ -68,6 +72,18 @@ def account_for_skipped(
             values = [[each.get(name) for name in scores.columns] for each in rows]
             frame = output.spark.createDataFrame(values, scores.schema).coalesce(1)
             frame.writeTo(output.name(IMAGE_SCORES)).append()
+
+
+def readable_files(spark: SparkSession, listed: DataFrame) -> list[Row]:
+    """Return `path`, `modificationTime` and `length` of the listed files that their file system knows."""
+    with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as threads:
+        files = [row.file for row in listed.collect()]
+        found = zip(files, threads.map(partial(_status, spark), files), strict=True)
+    return [
+        Row(path=file, modificationTime=status.modified, length=status.length)
+        for file, status in found
+        if status.length
+    ]
 
 
 class _Status(NamedTuple):

@@ -150,7 +150,8 @@ def _changed(output: Output, source: ListedFiles) -> DataFrame:
     rows = rows.join(unread, "file", "left_anti")
     is_same = rows["modification_time"].eqNullSafe(listed["modificationTime"])
     if source.file_column == "image_id":
-        is_same &= rows["length"].eqNullSafe(listed["length"])
+        # The row of a file that is too long to be read has no length.
+        is_same &= rows["length"].eqNullSafe(listed["length"]) | (rows["status"] == "too_large")
     return listed.join(rows, (rows["file"] == listed["path"]) & is_same, "left_anti")
 
 

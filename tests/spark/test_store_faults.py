@@ -95,3 +95,19 @@ def test_what_cannot_be_listed_or_is_forbidden_ends_the_run_and_the_next_is_comp
         store.faults = {}
         score(store.uri, output)
         assert set(by_name(store, Tables(spark, output).rows("image_scores"))) == set(FILES)
+
+
+def test_unreadable_files_in_several_micro_batches_cost_their_own_rows(
+    spark: SparkSession, score: Run, folder: Path, tmp_path: Path
+) -> None:
+    """The job writes such a micro-batch in Spark's place; Spark goes on after it, in this run and the next."""
+    output = tmp_path / "out"
+    with FaultyStore(folder, {"05.png": Fault(500), "07.png": Fault(500)}) as store:
+        counts = score(store.uri, output, files_per_batch=2).counts
+        assert (counts.images, counts.ok, counts.files_lost) == (len(FILES), len(FILES) - 3, 2)
+        store.faults = {}
+        assert score(store.uri, output).counts.ok == 2
+        assert score(store.uri, output).counts.images == 0
+        rows = by_name(store, Tables(spark, output).rows("image_scores"))
+        assert {name for name, row in rows.items() if row.status != "ok"} == {"empty.png"}
+        assert set(rows) == set(FILES)

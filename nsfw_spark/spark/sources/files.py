@@ -68,9 +68,9 @@ class ListedFiles(Source):
                 f"{self.holds}"
             )
 
-    def stream(self, limit: Limit, *, skip_unreadable: bool = False) -> DataFrame:
+    def stream(self, limit: Limit) -> DataFrame:
         """List new files: see `Source.stream`."""
-        return self.prepared(self.files(limit, skip_unreadable=skip_unreadable))
+        return self.prepared(self.files(limit))
 
     def batch(self) -> DataFrame:
         """List all files: see `Source.batch`."""
@@ -102,7 +102,7 @@ class ListedFiles(Source):
         """Turn binaryFile's columns into the reader's input."""
         return files.select(*LISTED)
 
-    def files(self, limit: Limit | None = None, *, skip_unreadable: bool = False) -> DataFrame:
+    def files(self, limit: Limit | None = None) -> DataFrame:
         """Return binaryFile's columns of all files, or with a limit of new files, as a stream."""
         if limit is None:
             return self._load(self.uri)
@@ -115,7 +115,6 @@ class ListedFiles(Source):
             .option("maxFileAge", "36500d")
             # A file that is deleted after it was listed would fail its micro-batch again and again.
             .option("ignoreMissingFiles", "true")
-            .option("ignoreCorruptFiles", str(skip_unreadable).lower())
         )
         return reader.load(literally(self.uri))
 
@@ -227,7 +226,7 @@ class AutoLoaderFiles(ImageFiles):
             )
         super().__init__(spark, options)
 
-    def stream(self, limit: Limit, *, skip_unreadable: bool = False) -> DataFrame:  # noqa: ARG002
+    def stream(self, limit: Limit) -> DataFrame:
         """List new files: see `Source.stream`."""
         reader = self.spark.readStream.format("cloudFiles").options(**self.auto_loader_options(limit))
         return self.prepared(reader.load(literally(self.uri)))

@@ -100,7 +100,7 @@ def test_what_cannot_be_listed_or_is_forbidden_ends_the_run_and_the_next_is_comp
 def test_unreadable_files_in_several_micro_batches_cost_their_own_rows(
     spark: SparkSession, score: Run, folder: Path, tmp_path: Path
 ) -> None:
-    """The job writes such a micro-batch in Spark's place; Spark goes on after it, in this run and the next."""
+    """The job writes such a micro-batch in Spark's place, and Spark goes on after it."""
     output = tmp_path / "out"
     with FaultyStore(folder, {"05.png": Fault(500), "07.png": Fault(500)}) as store:
         counts = score(store.uri, output, files_per_batch=2).counts

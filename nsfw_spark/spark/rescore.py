@@ -182,10 +182,12 @@ def is_replaced(output: Output, fingerprint: str) -> bool:
 def replace_image_scores(staging: Output, output: Output, generation: str) -> None:
     """Replace the rows of image_scores by those of the staging table, in one commit."""
     found = tables.properties(staging)
-    writer = staging.table(IMAGE_SCORES).writeTo(output.name(IMAGE_SCORES)).using("delta")
-    for key, value in {**found, "generation": generation}.items():
-        writer = writer.tableProperty(PROPERTY.format(key), value)
-    writer.createOrReplace()
+    rows = staging.table(IMAGE_SCORES)
+    existing = {name.lower() for name in rows.columns}
+    of_users = [column for column in output.table(IMAGE_SCORES).schema if column.name.lower() not in existing]
+    rows = rows.withColumns({column.name: F.lit(None).cast(column.dataType) for column in of_users})
+    settings = {PROPERTY.format(key): value for key, value in {**found, "generation": generation}.items()}
+    tables.replace_table(output, IMAGE_SCORES, rows, settings)
     columns = output.table(IMAGE_SCORES).schema
     tables.ensure_image_scores(output, columns, found["model"], found["model_fingerprint"])
 

@@ -14,12 +14,6 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, Final
 
-from delta.exceptions import (
-    ConcurrentAppendException,
-    ConcurrentDeleteDeleteException,
-    ConcurrentDeleteReadException,
-    MetadataChangedException,
-)
 from pyspark.sql import functions as F
 
 import nsfw_spark
@@ -28,6 +22,7 @@ from nsfw_spark.spark import schema
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import Counts, row_counts
 from nsfw_spark.spark.tables import (
+    CONFLICTS,
     FILTERED,
     IMAGE_SCORES,
     RUNS,
@@ -43,10 +38,6 @@ from nsfw_spark.spark.tables import (
 _UNSCORED_SHOWN: Final = 5
 _COMMIT_TRIES: Final = 5
 _NIGHTS: Final = 4  # a killed run among them
-_CONFLICTS: Final = (
-    *(ConcurrentAppendException, ConcurrentDeleteReadException),
-    *(ConcurrentDeleteDeleteException, MetadataChangedException),
-)
 _SCORING_LIBRARIES: Final = (
     *("pyspark", "delta-spark", "pillow", "pillow-heif", "cykooz-resizer", "numpy", "torch"),
     *("open-clip-torch", "timm", "safetensors", "onnxruntime", "onnxruntime-gpu"),
@@ -181,7 +172,8 @@ def _may_lack_runs(output: Output, recorded: Iterable[Row]) -> bool:
     """Whether image_scores changed since `runs` did; at its end each run writes the version into its row."""
     if not output.exists(IMAGE_SCORES):
         return False
-    versions = [row.get("image_scores_version") for row in recorded]
+    # A `filter` without a lock has not looked for them.
+    versions = [row.get("image_scores_version") for row in recorded if row.get("command") != "filter"]
     last = max((version for version in versions if version is not None), default=-1)
     commits = history(output, IMAGE_SCORES)
     if last > commits[0].version:  # of a table that was deleted since
@@ -230,7 +222,7 @@ def _write(output: Output, rows: Sequence[Row], *, are_new: bool = False) -> Non
         try:
             writer.overwrite(F.col("run_id").isin([row["run_id"] for row in rows]))
             break
-        except _CONFLICTS:
+        except CONFLICTS:
             if not tries_left:
                 raise
 

@@ -198,6 +198,24 @@ def test_rescoring_all_begins_a_new_version(
     assert run(folder, output, model=other_card_file, rescore="all").counts.images == len(IMAGES) + 1
 
 
+def test_rescoring_all_keeps_what_somebody_added_to_the_table(
+    spark: SparkSession, score: Run, folder: Path, tables: Tables, tmp_path: Path, other_card_file: str
+) -> None:
+    score(folder, tmp_path / "out")
+    name = f"delta.`{tmp_path}/out/image_scores`"
+    spark.sql(f"ALTER TABLE {name} ADD COLUMNS (reviewed_by STRING COMMENT 'who looked at it')")
+    spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ('delta.autoOptimize.autoCompact' = 'false')")
+    spark.sql(f"ALTER TABLE {name} CLUSTER BY (image_id)")
+    score(folder, tmp_path / "out", model=other_card_file, rescore="all")
+    column = tables.frame("image_scores").schema["reviewed_by"]
+    assert (column.dataType.simpleString(), column.metadata["comment"]) == ("string", "who looked at it")
+    detail = spark.sql(f"DESCRIBE DETAIL {name}").collect()[0]
+    assert detail.properties["delta.autoOptimize.autoCompact"] == "false"
+    assert detail.properties["nsfw_spark.model"] == "other"
+    assert detail.clusteringColumns == ["image_id"]
+    assert score(folder, tmp_path / "out", model=other_card_file).counts.images == 0
+
+
 def test_a_lost_checkpoint_is_refused_and_rescoring_all_repairs_it(
     run: Run, folder: Path, tables: Tables, tmp_path: Path
 ) -> None:

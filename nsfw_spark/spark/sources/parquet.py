@@ -119,7 +119,7 @@ def _schema_beside(storage: Storage, npy: str) -> StructType:
     for uri in metadata_paths(npy):
         try:
             storage.open_file(uri).close()
-        except FileNotFoundError:
+        except OSError:
             continue
         return parquet_schema(storage, uri)
     return StructType()

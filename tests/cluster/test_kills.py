@@ -57,26 +57,16 @@ def killed_again_and_again(
     return hit
 
 
-ROUNDS = [
-    pytest.param("files", False, id="files"),
-    *(
-        pytest.param(name, True, id=f"{name}-all", marks=pytest.mark.long)
-        for name in ("files", "tars", "parquet")
-    ),
-]
-
-
-@pytest.mark.parametrize(("name", "is_all"), ROUNDS)
+@pytest.mark.parametrize("name", ["files", "tars", "parquet"])
 def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
-    undisturbed: Undisturbed, tmp_path: Path, name: str, *, is_all: bool
+    undisturbed: Undisturbed, tmp_path: Path, name: str
 ) -> None:
     source, output = undisturbed.sources[name], tmp_path / "out"
-    chosen = moments(source) if is_all else [moments(source)[3], moments(source)[6]]  # SCORES, FILTERS
-    hit = killed_again_and_again(undisturbed, source, tmp_path, chosen)
+    hit = killed_again_and_again(undisturbed, source, tmp_path, moments(source))
     # A run that ends before its kill is replaced by a kill at the start, which cannot come too late.
-    missed = len(chosen) - len(hit)
+    missed = len(moments(source)) - len(hit)
     hit += killed_again_and_again(undisturbed, source, tmp_path, [STARTS] * missed)
-    assert len(hit) == len(chosen)
+    assert len(hit) == len(moments(source))
     begun = [where for where in hit if where.startswith(("in micro-batch", "after ", "filtering"))]
     assert len(begun) >= len(hit) / 2
     with running(tmp_path / "cwd", *undisturbed.in_small_batches(source, output)) as command:

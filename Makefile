@@ -14,7 +14,7 @@ UV_INSTALL = $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # checks come before the downloads they would spoil
 
-.PHONY: help demo install check audit format test test-fast test-unit test-fuzz test-models test-spark test-cluster test-gpu fuzz bench wheel clean distclean java
+.PHONY: help demo install check audit format test test-fast test-long test-unit test-fuzz test-models test-spark test-cluster test-gpu fuzz bench wheel clean distclean java
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -55,12 +55,17 @@ test: java .venv/.dev  ## All tests that need neither a GPU nor the internet: th
 
 # An order of files, the long ones first, and WORKERS processes that take one file after the other: while one waits
 # for a process to start or to end, another goes on. To step into a test: make test-unit WORKERS=0 ARGS='--pdb -k decode'
-# The folders choose the tests, so no marker does: -m ''.
-PYTEST = $(BIN)/pytest -m '' --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+# The folders choose the tests; of the markers only `long` counts.
+PYTEST = $(BIN)/pytest -m '$(MARKS)' --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+MARKS = not long
 SMOKE_TEST = tests/spark/test_run.py::test_each_file_is_one_row_whatever_its_name
 
 test-fast: java .venv/.dev  ## The inner loop, 3 minutes: tests without Spark, and one run of the job
 	@$(PYTEST) tests/unit $(SMOKE_TEST)
+
+test-long: MARKS = long
+test-long: java .venv/.dev  ## The rounds of kills that `make test` leaves out (10 minutes)
+	@$(PYTEST) tests/cluster
 
 test-unit: .venv/.dev  ## Tests without Spark (make test-unit ARGS='-k decode')
 	@$(PYTEST) tests/unit

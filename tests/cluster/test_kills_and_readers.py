@@ -106,6 +106,7 @@ def killed_under_a_reader(
         assert after != before[table] or table not in changed, table
 
 
+@pytest.mark.long
 def test_a_filter_that_is_killed_never_shows_half_a_table(undisturbed: Undisturbed, tmp_path: Path) -> None:
     output = shutil.copytree(undisturbed.outputs["files"], tmp_path / "out")
     scores = [row["nsfw_score"] for row in rows(output / "image_scores").values() if row["status"] == "ok"]
@@ -119,6 +120,7 @@ def test_a_filter_that_is_killed_never_shows_half_a_table(undisturbed: Undisturb
     assert len(safe) == len(scores) // 4
 
 
+@pytest.mark.long
 def test_rescoring_all_survives_kills_before_and_after_its_rows_take_their_place(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
@@ -138,6 +140,7 @@ def test_rescoring_all_survives_kills_before_and_after_its_rows_take_their_place
     assert len(counted) == len(runs(output))
 
 
+@pytest.mark.long
 def test_rescoring_changed_files_survives_kills(undisturbed: Undisturbed, tmp_path: Path) -> None:
     source, output, fresh = write_files(tmp_path / "images"), tmp_path / "out", tmp_path / "fresh"
     changed = range(0, source.num_images, 5)

@@ -170,8 +170,10 @@ def _score(options: JobOptions, *, with_filter: bool) -> int:
             f"--max-error-rate {options.max_error_rate} allows",
             err=True,
         )
+    if counts.files_lost:
+        typer.echo(f"nsfw-spark: storage failed to give {counts.files_lost:,} files; run again", err=True)
     _show(summary, options)
-    return _TOO_MANY_ERRORS if has_too_many else _DONE
+    return _TOO_MANY_ERRORS if has_too_many or counts.files_lost else _DONE
 
 
 def _show(summary: RunSummary, options: JobOptions) -> None:

@@ -18,7 +18,7 @@ Spark sends it from a Python worker to the driver. `redact` removes the credenti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from nsfw_spark.redact import redact
 
@@ -85,3 +85,12 @@ class ImageError(NsfwSparkError, ValueError):
 
     def __str__(self) -> str:
         return self.message
+
+
+STORAGE_FAILED: Final = "storage failed"
+"""The message of an image begins so if its store failed, not if the file is gone, forbidden or damaged."""
+
+
+def storage_failed(reason: str) -> ImageError:
+    """Return the error of an image that could not be read because its store failed."""
+    return ImageError("missing", f"{STORAGE_FAILED}: the file was listed and could not be read ({reason})")

@@ -14,8 +14,13 @@ HIDDEN: Final = ("_", ".")
 
 def is_schema(output: str) -> bool:
     """Whether an output is a catalog schema such as `main.safety`; `./main.safety` is a path."""
-    parts = output.split(".")
+    parts = output.replace("-", "_").split(".")  # Unity Catalog allows hyphens in names
     return len(parts) == 2 and all(part.isidentifier() for part in parts)  # noqa: PLR2004
+
+
+def in_sql(schema: str) -> str:
+    """Return a schema's name for SQL: a part with a hyphen needs back-quotes."""
+    return ".".join(part if part.isidentifier() else f"`{part}`" for part in schema.split("."))
 
 
 def credentials_problem(uri: str) -> str | None:
@@ -53,7 +58,8 @@ def is_listed_in(location: str, directory: str) -> bool:
 
 
 def _plain(uri: str) -> str:
-    """Return one spelling for all spellings of a URI: `file:///a/`, `file:/a` and `/a` give the same."""
+    """Return one spelling for all spellings of a URI: `file:///a/` and `/a`, or `s3://b` and `s3a://b`."""
     scheme, colon, path = uri.partition(":/")
+    scheme = "s3a" if scheme in ("s3", "s3n") else scheme
     path = os.path.normpath("/" + (path if colon else uri).lstrip("/"))
     return f"{scheme if colon and scheme != 'file' else ''}:{path.rstrip('/')}"

@@ -14,14 +14,9 @@ import lzma
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, TYPE_CHECKING, Final, Self, cast
-
-import pyarrow as pa
+from typing import IO, Final, Self, cast
 
 from nsfw_spark.errors import ImageError
-
-if TYPE_CHECKING:  # only type checkers have this module
-    from _typeshed import WriteableBuffer
 
 _BUFFER: Final = 1 << 20  # bytes
 _MAX_HEADER: Final = 1 << 20  # bytes; a damaged header can claim any length
@@ -35,30 +30,17 @@ _COMPRESSED: Final[dict[bytes, Callable[[IO[bytes]], IO[bytes]]]] = {
 """First bytes → decompressor, which verifies checksums and reads concatenated streams."""
 
 
-def unreadable(error: OSError) -> ImageError:
-    """Return the error of a tar that storage cannot open, or cannot read to its end."""
-    reason = " ".join(str(error.strerror or error).split())[:200]
-    return ImageError("missing", f"the tar was listed and could not be read ({reason})")
-
-
 class Archive:
-    """The entries of a tar; a context manager that closes it.
+    """The entries of a tar that is open.
 
     Iterating and reading raise an `ImageError` with the last readable byte of the uncompressed tar. Its
     status is `undecodable` for a damaged tar, and `missing` if storage fails.
     """
 
-    def __init__(self, file: pa.NativeFile) -> None:
-        self._file = io.BufferedReader(_StoredFile(file), _BUFFER)
-        start = self._file.peek(8)
+    def __init__(self, file: io.BufferedReader) -> None:
+        start = file.peek(8)
         openers = [opener for magic, opener in _COMPRESSED.items() if start.startswith(magic)]
-        self._source = _Source(openers[0](self._file) if openers else self._file)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._source = _Source(openers[0](file) if openers else file)
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
         source = cast("IO[bytes]", self._source)  # it has all methods that tarfile calls
@@ -77,26 +59,6 @@ class Archive:
     def skip(self, entry: tarfile.TarInfo) -> None:
         """Go to the end of the entry, in constant memory."""
         self._source.seek(entry.offset_data + entry.size)
-
-
-class _StoredFile(io.RawIOBase):
-    """Turns errors of the storage into `ImageError`: a decompressor's errors are OSErrors too."""
-
-    def __init__(self, file: pa.NativeFile) -> None:
-        self._native = file
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        try:
-            return int(self._native.readinto(buffer))
-        except OSError as error:
-            raise unreadable(error) from None
-
-    def close(self) -> None:
-        self._native.close()
-        super().close()
 
 
 class _Source:

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nsfw_spark.errors import ImageError, Status
+from nsfw_spark.errors import STORAGE_FAILED, ImageError, Status
 from nsfw_spark.readers.chunk import CHUNK_ROWS, FILE_COLUMNS, TIMESTAMP, Chunk
-from nsfw_spark.readers.storage import Storage
+from nsfw_spark.readers.storage import Storage, unread
 
 PART_BYTES: Final = 64 << 20
 """Bytes of a file that one task reads, about: a larger file is listed once for each of its parts."""
@@ -52,9 +52,11 @@ class FilePart:
     def reports(self, error: Exception) -> bool:
         """Whether this part gets a row for an error of the whole file.
 
-        All tasks find the same damage, so the first part reports it. A failure to read may hit one task only.
+        All tasks find the same damage, so the first part reports it. A failure of the store, or a
+        file that is gone, may hit one task only.
         """
-        return self.part == 0 or isinstance(error, OSError)
+        is_of_store = isinstance(error, FileNotFoundError) or str(error).startswith(STORAGE_FAILED)
+        return self.part == 0 or is_of_store
 
 
 def file_parts(listed: Iterator[pa.RecordBatch]) -> Iterator[FilePart]:
@@ -136,8 +138,8 @@ class RowColumns:
         self, part: FilePart, first: int, stop: int, reason: object
     ) -> tuple[pa.RecordBatch, ImageError]:
         """Return columns and error of the row that stands for the unreadable rows `first` to `stop - 1`."""
-        message = f"rows {first} to {stop - 1} of {part.path} cannot be read: {_one_line(reason)}"
-        return self.of_problem(part, f"{part.path}#{first}"), ImageError("undecodable", message)
+        rows = f"rows {first} to {stop - 1} of {part.path} cannot be read"
+        return self.of_problem(part, f"{part.path}#{first}"), problem(rows, reason)
 
     def _batch(self, part: FilePart, ids: pa.Array, carried: Sequence[pa.Array]) -> pa.RecordBatch:
         file = [pa.repeat(pa.scalar(part.path), len(ids)), pa.repeat(part.modified, len(ids))]
@@ -198,7 +200,7 @@ class OpenParquet:
                 row += batch.num_rows
             if row < group.stop:
                 raise OSError("its pages hold fewer rows than its footer says")
-        except _DAMAGED as error:
+        except (ImageError, *_DAMAGED) as error:
             yield Rows(row, *self.columns.lost(part, row, group.stop, error))
 
 
@@ -207,9 +209,10 @@ def open_parquet(storage: Storage, path: str, columns: RowColumns) -> Iterator[O
     """Open a file.
 
     Raises:
-        OSError: The file cannot be read.
+        FileNotFoundError: There is no such file.
         pyarrow.ArrowInvalid: The file is not Parquet, or is truncated.
-        ImageError: A column has another type than expected, or the footer contradicts itself.
+        ImageError: The store failed, a column has another type than expected, or the footer contradicts
+            itself.
     """
     with storage.open_file(path) as source:
         # Each column is read through a buffer: a whole row group may not fit into memory.
@@ -260,12 +263,17 @@ def read_parts(
 
 def file_problem(path: str, error: Exception) -> ImageError:
     """Return the error of the row that stands for an unreadable file."""
-    status: Status = "undecodable"
-    if isinstance(error, ImageError):
-        status = error.status
-    elif isinstance(error, FileNotFoundError | PermissionError):
-        status = "missing"
-    return ImageError(status, f"{path} was listed and cannot be read: {_one_line(error)}")
+    gone = unread(error) if isinstance(error, FileNotFoundError) else error
+    return problem(f"{path} was listed and cannot be read", gone)
+
+
+def problem(what: str, reason: object) -> ImageError:
+    """Return the error of rows that cannot be read; the message of a store's failure keeps its beginning."""
+    status: Status = reason.status if isinstance(reason, ImageError) else "undecodable"
+    text = _one_line(reason)
+    begins = f"{STORAGE_FAILED}: "
+    start = begins if text.startswith(begins) else ""
+    return ImageError(status, f"{start}{what}: {text.removeprefix(begins)}")
 
 
 @dataclass(frozen=True)

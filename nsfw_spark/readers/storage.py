@@ -3,28 +3,59 @@
 In: Hadoop's settings by their names, and a URI. Out: pyarrow's files. Credentials that the settings lack
 come from the cloud's own chain: environment, profile, the machine's identity. Names are never decoded: `%20`
 is part of a name. No cloud is asked before a file is opened, except for the region of an S3 bucket.
+
+Damage and failures of the store are kept apart: a file that is open raises `ImageError` if its store fails,
+and other errors mean that the file's content is damaged.
 """
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import posixpath
+import random
 import re
+import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Final
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
 
-from nsfw_spark.errors import ConfigError
+from nsfw_spark.errors import ConfigError, ImageError, storage_failed
 
-HADOOP_PREFIXES: Final = ("fs.s3a.", "fs.gs.", "fs.azure.")
+if TYPE_CHECKING:  # only type checkers have this module
+    from _typeshed import WriteableBuffer
+
+T = TypeVar("T")
+
+HADOOP_PREFIXES: Final = ("fs.s3a.", "fs.gs.", "google.cloud.auth.", "fs.azure.")
 """Prefixes of the Hadoop settings with credentials and endpoints."""
 
 _LOCAL_BUFFER: Final = 1 << 20  # bytes
 _REMOTE_BUFFER: Final = 8 << 20  # bytes; each refill is a request, with a latency of a few MB
+_FIRST_WAIT_SECONDS: Final = 1.0  # each wait is twice as long as the one before
+_NUM_TRIES: Final = "7"  # Hadoop's default; the waits between them add up to a minute
+_RETRIES: Final = "fs.s3a.retry.limit"  # Hadoop's own setting; here it counts for all stores
+# Answers that no second try changes: the file is gone, forbidden or in an archive, or its name is no file's.
+_ANSWERS: Final = re.compile(
+    r"no.such.key|not.?found|access.?denied|permission.?denied|forbidden|storage class"
+    r"|authorization.*mismatch|blob.?archived",
+    re.IGNORECASE,
+)
+_ERRNO_ANSWERS: Final = {
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+}
+_SMALL_BUFFER: Final = 64 << 10  # bytes; where pyarrow has buffers of its own
+# s3.eu-north-1.amazonaws.com, s3-eu-west-1…, s3.dualstack.…, s3-fips.…, bucket.vpce-1.s3.REGION.vpce.…
+_REGIONAL: Final = re.compile(
+    r"(?:^|\.)s3(?:-fips)?[.-](?:dualstack\.)?([a-z]+(?:-[a-z]+)+-\d+)(?:\.vpce)?\.amazonaws\.com(?:\.cn)?(?::|$)"
+)
 _URI: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/]*))?(?=/|$)(.*)", re.DOTALL)
 
 
@@ -32,8 +63,8 @@ _URI: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/]*))?(?=/|$)(.*)",
 class Storage:
     """Opens files by their URI. Small and picklable: it travels to the executors.
 
-    All methods raise ConfigError for an unknown scheme, and OSError if a file cannot be read or written.
-    Reading, writing and closing the files may raise OSError too.
+    All methods raise ConfigError for an unknown scheme. `open_stream` and `open_file` raise FileNotFoundError
+    and, like the files that they return, ImageError (`missing`). Writing raises OSError.
     """
 
     settings: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
@@ -49,18 +80,14 @@ class Storage:
         with _as_os_errors(uri):
             return _file_system(self, scheme, authority), _name(scheme, authority, path)
 
-    def open_stream(self, uri: str) -> pa.NativeFile:
+    def open_stream(self, uri: str) -> io.BufferedReader:
         """Open a file to read it once from start to end, through a buffer."""
-        files, path = self.locate(uri)
-        size = _LOCAL_BUFFER if files.type_name == "local" else _REMOTE_BUFFER
-        with _as_os_errors(uri):
-            return files.open_input_stream(path, compression=None, buffer_size=size)
+        file = _StoredFile(self, uri)
+        return io.BufferedReader(file, _LOCAL_BUFFER if file.is_local else _REMOTE_BUFFER)
 
     def open_file(self, uri: str) -> pa.NativeFile:
-        """Open a file to read it at any position."""
-        files, path = self.locate(uri)
-        with _as_os_errors(uri):
-            return files.open_input_file(path)
+        """Open a file for pyarrow, to read it at any position."""
+        return pa.PythonFile(io.BufferedReader(_StoredFile(self, uri), _SMALL_BUFFER), mode="r")
 
     def create(self, uri: str) -> pa.NativeFile:
         """Open a new file to write it; make missing directories.
@@ -89,6 +116,123 @@ class Storage:
             files.move(path, new_path)
 
 
+class _StoredFile(io.RawIOBase):
+    """A file that is open for reading. If its store fails, it waits, connects again, and reads on.
+
+    A store that throttles, resets connections or is gone for half a minute costs time and no image. After
+    `fs.s3a.retry.limit` tries the read raises ImageError with the status `missing`, never an OSError: a
+    decompressor would take that for damage. While the store is down, each other file is tried only once.
+    """
+
+    _is_down: ClassVar[bool] = False  # for all files of this process, until a read succeeds
+    _native: pa.NativeFile | None = None
+
+    def __init__(self, storage: Storage, uri: str) -> None:
+        """Open the file.
+
+        Raises:
+            FileNotFoundError: It does not exist.
+            ImageError: The store refuses it, or failed; status `missing`.
+        """
+        self._files, self._path = storage.locate(uri)
+        self._num_tries = 1 if self.is_local else max(1, int(storage.settings.get(_RETRIES, _NUM_TRIES)))
+        self._position, self._most_bytes = 0, _REMOTE_BUFFER
+        self._do(pa.NativeFile.tell)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the file is in a file system of this machine."""
+        return bool(self._files.type_name == "local")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        starts = {io.SEEK_SET: lambda: 0, io.SEEK_CUR: self.tell, io.SEEK_END: self.size}
+        self._position = starts[whence]() + offset
+        return self._position
+
+    def size(self) -> int:
+        """Return the file's length in bytes."""
+        return self._do(lambda native: int(native.size()))
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        wanted = memoryview(buffer).cast("B")
+
+        def read(native: pa.NativeFile) -> int:
+            native.seek(self._position)
+            return int(native.readinto(wanted[: self._most_bytes]))
+
+        num_read = self._do(read)
+        _StoredFile._is_down = False
+        self._position += num_read
+        self._most_bytes *= 2  # read at once: less while the store fails
+        return num_read
+
+    def readall(self) -> bytes:
+        """Read the rest in as few requests as possible; the base class would make one for each 8 kB."""
+        content = memoryview(bytearray(max(0, self.size() - self._position)))
+        num_read = 0
+        while num_read < len(content) and (more := self.readinto(content[num_read:])):
+            num_read += more
+        return bytes(content[:num_read])
+
+    def close(self) -> None:
+        self._disconnect()
+        super().close()
+
+    def _do(self, step: Callable[[pa.NativeFile], T]) -> T:
+        """Do something with the native file; try again if the store fails."""
+        for tries in range(1, self._num_tries + 1):
+            try:
+                if self._native is None:
+                    self._native = self._files.open_input_file(self._path)
+                done = step(self._native)
+            except FileNotFoundError:
+                raise
+            except (OSError, pa.ArrowException) as error:
+                self._disconnect()
+                # Smaller pieces reach as far as the store gives out bytes.
+                self._most_bytes = max(_SMALL_BUFFER, min(self._most_bytes, _REMOTE_BUFFER) // 4)
+                if not _is_failure(error):
+                    raise unread(error) from None
+                if tries == self._num_tries or _StoredFile._is_down:
+                    _StoredFile._is_down = not self.is_local
+                    raise storage_failed(_reason(error)) from None
+                wait = _FIRST_WAIT_SECONDS * 2 ** (tries - 1)
+                time.sleep(wait * random.uniform(0.75, 1.25))  # noqa: S311 - so that tasks do not ask in step
+            else:
+                return done
+        raise AssertionError  # the last try returns or raises
+
+    def _disconnect(self) -> None:
+        if self._native is not None:
+            with suppress(OSError):
+                self._native.close()
+        self._native = None
+
+
+def unread(error: Exception) -> ImageError:
+    """Return the error of a file that does not exist, or that the store refuses."""
+    return ImageError("missing", f"the file was listed and could not be read ({_reason(error)})")
+
+
+def _is_failure(error: Exception) -> bool:
+    """Whether the store failed; else it has answered that nobody gets this file."""
+    is_answer = getattr(error, "errno", None) in _ERRNO_ANSWERS or _ANSWERS.search(str(error))
+    return isinstance(error, OSError) and not is_answer
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
+
+
 @contextmanager
 def _as_os_errors(uri: str) -> Iterator[None]:
     """Raise OSError for names that pyarrow refuses, such as `a//b` in a bucket."""
@@ -109,7 +253,11 @@ def _local(settings: Mapping[str, str], authority: str) -> fs.FileSystem:  # noq
 
 
 def _s3(settings: Mapping[str, str], bucket: str) -> fs.FileSystem:
-    """Make the file system of a bucket, from the settings of Hadoop's S3A; the bucket's own settings win."""
+    """Make the file system of a bucket, from the settings of Hadoop's S3A; the bucket's own settings win.
+
+    Raises:
+        ConfigError: pyarrow cannot have the credentials that the settings name.
+    """
 
     def setting(name: str) -> str | None:
         return settings.get(f"fs.s3a.bucket.{bucket}.{name}") or settings.get(f"fs.s3a.{name}") or None
@@ -119,12 +267,21 @@ def _s3(settings: Mapping[str, str], bucket: str) -> fs.FileSystem:
         host = None
     has_keys = bool(setting("access.key") and setting("secret.key"))
     providers = setting("aws.credentials.provider") or ""
+    role = setting("assumed.role.arn") if "AssumedRoleCredentialProvider" in providers else None
+    if role and has_keys:
+        raise ConfigError(
+            f"s3a://{bucket} assumes the role {role} with fs.s3a.access.key; expected a role without keys in "
+            "Spark's settings: pyarrow takes the role's base credentials from the environment only. Set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on all executors, or use the machine's identity"
+        )
     return fs.S3FileSystem(
         access_key=setting("access.key") if has_keys else None,
         secret_key=setting("secret.key") if has_keys else None,
         session_token=setting("session.token") if has_keys else None,
         anonymous=not has_keys and "AnonymousAWSCredentialsProvider" in providers,
-        region=setting("endpoint.region") or (_region(bucket) if host is None else None),
+        role_arn=role,
+        session_name=setting("assumed.role.session.name") if role else None,
+        region=setting("endpoint.region") or _region(bucket, host),
         scheme=scheme,
         endpoint_override=host,
         # Hadoop's default: the bucket is part of the host's name.
@@ -138,8 +295,14 @@ def _endpoint(endpoint: str | None, *, is_secure: bool) -> tuple[str, str | None
     return scheme if separator else ("https" if is_secure else "http"), host or None
 
 
-def _region(bucket: str) -> str | None:
-    """Ask AWS for a bucket's region; None, if AWS does not answer, uses the environment's."""
+def _region(bucket: str, host: str | None) -> str | None:
+    """Return the region that the host's name contains, or ask AWS for the bucket's.
+
+    None, for other hosts or if AWS does not answer, means the environment's.
+    """
+    if host is not None:
+        regional = _REGIONAL.search(host)
+        return regional[1] if regional else None
     try:
         return str(fs.resolve_s3_region(bucket))
     except (OSError, pa.ArrowInvalid):
@@ -147,7 +310,16 @@ def _region(bucket: str) -> str | None:
 
 
 def _gs(settings: Mapping[str, str], bucket: str) -> fs.FileSystem:  # noqa: ARG001 - one signature
-    """Make the file system of Google's buckets; credentials come from the environment."""
+    """Make the file system of Google's buckets, with a key file or the environment's credentials."""
+    prefixes = ("fs.gs.auth", "google.cloud.auth")
+    names = [f"{prefix}.service.account.json.keyfile" for prefix in prefixes]
+    if key_file := next(filter(None, map(settings.get, names)), None):
+        if not os.path.isfile(key_file):  # noqa: PTH113 - a setting, as it is written
+            raise ConfigError(
+                f"the key file {key_file} for Google's storage is not on {socket.gethostname()}; expected it "
+                "on the driver and on all executors. Copy it there, or use the machine's identity"
+            )
+        os.environ["GOOGLE_APPLICATION_CREDENTIALS"] = key_file  # pyarrow has no argument for it
     scheme, host = _endpoint(settings.get("fs.gs.storage.root.url"), is_secure=True)
     is_anonymous = settings.get("fs.gs.auth.type") == "UNAUTHENTICATED"
     is_anonymous |= settings.get("fs.gs.auth.null.enable") == "true"
@@ -155,24 +327,27 @@ def _gs(settings: Mapping[str, str], bucket: str) -> fs.FileSystem:  # noqa: ARG
 
 
 def _azure(settings: Mapping[str, str], authority: str) -> fs.FileSystem:
-    """Make the file system of an account: with its key, a service principal, or the machine's identity."""
-    host = authority.rpartition("@")[2]
+    """Make the file system of an account: key, SAS token, service principal, or managed identity."""
+    container, _, host = authority.rpartition("@")
     account, _, domain = host.partition(".")
     domain = domain.partition(".")[2]  # without `dfs` or `blob`; national clouds have their own domains
 
     def setting(name: str) -> str | None:
         return settings.get(f"{name}.{host}") or settings.get(name) or None
 
-    options = {"account_key": setting("fs.azure.account.key")}
-    client = "fs.azure.account.oauth2.client"
-    if options["account_key"] is None and setting(f"{client}.secret") is not None:
+    oauth = "fs.azure.account.oauth"
+    options: dict[str, str | None] = {}
+    if key := setting("fs.azure.account.key"):
+        options = {"account_key": key}
+    elif sas := setting("fs.azure.sas.fixed.token") or setting(f"fs.azure.sas.{container}"):
+        options = {"sas_token": "?" + sas.removeprefix("?")}  # pyarrow appends it to the URL as it is
+    elif secret := setting(f"{oauth}2.client.secret"):
         # https://login.microsoftonline.com/TENANT/oauth2/token
-        tenant = re.search(r"//[^/]+/([^/]+)", setting(f"{client}.endpoint") or "")
-        options = {
-            "client_id": setting(f"{client}.id"),
-            "client_secret": setting(f"{client}.secret"),
-            "tenant_id": tenant[1] if tenant else None,
-        }
+        tenant = re.search(r"//[^/]+/([^/]+)", setting(f"{oauth}2.client.endpoint") or "")
+        options = {"client_id": setting(f"{oauth}2.client.id"), "client_secret": secret}
+        options["tenant_id"] = tenant[1] if tenant else None
+    elif "MsiTokenProvider" in (setting(f"{oauth}.provider.type") or ""):
+        options = {"client_id": setting(f"{oauth}2.client.id")}  # which of the machine's identities
     if domain:
         options |= {"dfs_storage_authority": f".dfs.{domain}", "blob_storage_authority": f".blob.{domain}"}
     return fs.AzureFileSystem(account, **options)
@@ -192,6 +367,10 @@ _SCHEMES: Final[Mapping[str, Callable[[Mapping[str, str], str], fs.FileSystem]]]
     "hdfs": _hdfs,
 }
 """Scheme → maker of its file system, from Hadoop's settings and the authority."""
+
+
+OPENED_ANYWHERE: Final = frozenset(_SCHEMES) - {"hdfs"}
+"""Schemes whose files Python opens with settings alone; HDFS needs libhdfs on each machine."""
 
 
 def _name(scheme: str, authority: str, path: str) -> str:

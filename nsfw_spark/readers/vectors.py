@@ -29,6 +29,7 @@ from nsfw_spark.readers.parquet import (
     file_parts,
     file_problem,
     open_parquet,
+    problem,
     read_parts,
 )
 from nsfw_spark.readers.storage import Storage
@@ -124,13 +125,13 @@ class NpyReader:
         readable = range(share.start, min(share.stop, num_rows, num_complete))
         for rows in self._columns(part, readable, metadata):
             if isinstance(rows.content, ImageError):
-                message = f"by the Parquet file beside it, {rows.content}"
-                yield _problem(rows.columns, ImageError("undecodable", message), self.dimension)
+                error = problem("by the Parquet file beside it", rows.content)
+                yield _problem(rows.columns, error, self.dimension)
                 continue
             try:
                 yield self._block(rows, npy)
-            except OSError as error:
-                yield self._cut(part, rows.first, readable.stop, error)
+            except (ImageError, OSError) as failure:
+                yield self._cut(part, rows.first, readable.stop, failure)
                 return
         if num_complete < num_rows and num_complete in share:
             yield self._cut(part, num_complete, num_rows, "the file ends there")
@@ -164,10 +165,8 @@ class NpyReader:
                 return opened.enter_context(open_parquet(self.storage, path, self.columns))
             except FileNotFoundError:
                 continue
-            except OSError as error:
-                raise OSError(f"{path} beside it cannot be read: {error}") from error
-            except (ImageError, pa.ArrowException) as error:
-                raise ImageError("undecodable", f"{path} beside it cannot be read: {error}") from error
+            except (ImageError, OSError, pa.ArrowException) as error:
+                raise problem(f"{path} beside it cannot be read", error) from error
         return None
 
     def _block(self, rows: Rows, npy: NpyFile) -> VectorChunk:
@@ -284,7 +283,8 @@ class NpyFile:
         """Return rows `start` to `stop - 1`: float32, shape (stop - start, D).
 
         Raises:
-            OSError: The rows cannot be read.
+            ImageError: The store failed.
+            OSError: The file ends before the last of them.
         """
         if self.is_by_column:
             columns = [
@@ -311,14 +311,14 @@ def open_npy(file: pa.NativeFile) -> NpyFile:
 
     Raises:
         ImageError: The file is not a `.npy` file, or does not hold a matrix of floats.
-        OSError: The file cannot be read.
+        OSError: The file ends within the header.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy warns about headers that Python 2 wrote
             version = np.lib.format.read_magic(file)
             shape, is_by_column, dtype = _READ_HEADER[version](file)
-    except OSError:
+    except (ImageError, OSError):
         raise
     except Exception as error:  # numpy's parser raises any exception on damaged headers
         raise ImageError("undecodable", f"it is no .npy file: {error}") from error

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from nsfw_spark.decode.foreign import is_image
 from nsfw_spark.errors import ImageError
-from nsfw_spark.readers.archive import Archive, unreadable
+from nsfw_spark.readers.archive import Archive
 from nsfw_spark.readers.chunk import (
     CHUNK_ROWS,
     FILE_COLUMNS,
@@ -26,7 +26,7 @@ from nsfw_spark.readers.chunk import (
     Chunk,
     length_problem,
 )
-from nsfw_spark.readers.storage import Storage
+from nsfw_spark.readers.storage import Storage, unread
 
 SIDECARS: Final = {"txt": "caption", "json": "json", "cls": "cls"}
 """Extension → column of the text beside an image."""
@@ -74,12 +74,10 @@ class TarReader:
     def _read_tar(self, tar: _Tar) -> Iterator[_Image]:
         """Yield the images of a tar, and a last row with the error if the tar has one."""
         try:
-            try:
-                archive = Archive(self.storage.open_stream(tar.path))
-            except OSError as error:
-                raise unreadable(error) from None
-            with archive:
-                yield from _read_images(archive, tar, self.max_bytes)
+            with self.storage.open_stream(tar.path) as file:
+                yield from _read_images(Archive(file), tar, self.max_bytes)
+        except FileNotFoundError as error:
+            yield _Image(tar.path, unread(error), _Sample(tar))
         except ImageError as error:
             yield _Image(tar.path, error, _Sample(tar))
 

@@ -18,8 +18,8 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from nsfw_spark.errors import StorageError, TableError
-from nsfw_spark.spark.hadoop import exists, list_names, read_text
-from nsfw_spark.spark.sources import Source
+from nsfw_spark.spark.hadoop import exists, list_names, read_text, write_text
+from nsfw_spark.spark.sources import Source, is_below
 from nsfw_spark.spark.tables import IMAGE_SCORES, RUNS, Output, history
 
 
@@ -70,6 +70,24 @@ def last_committed_batch(spark: SparkSession, checkpoint: str) -> int:
     return _last_number(spark, f"{checkpoint}/commits")
 
 
+def unwritten_batch(spark: SparkSession, checkpoint: str) -> tuple[int, int] | None:
+    """Return the micro-batch that Spark has begun and not noted as written, and its entry in the files' log.
+
+    None if there is no such micro-batch, or if it lists no file.
+    """
+    number = _last_number(spark, f"{checkpoint}/offsets")
+    if number <= last_committed_batch(spark, checkpoint):
+        return None
+    entry, before = (_log_entry(spark, checkpoint, each) for each in (number, number - 1))
+    return (number, entry) if entry > before else None
+
+
+def begin_empty_batch(spark: SparkSession, checkpoint: str, number: int) -> None:
+    """Make Spark go on after a micro-batch that this package has written: the next one lists no new file."""
+    offsets = f"{checkpoint}/offsets"
+    write_text(spark, f"{offsets}/{number + 1}", read_text(spark, f"{offsets}/{number}"), overwrite=False)
+
+
 def last_accounted_batch(output: Output, checkpoint: str) -> int:
     """Return the last micro-batch whose files all have rows, by `runs`; -1 for none."""
     if not output.exists(RUNS):
@@ -100,6 +118,13 @@ def _name(source: Source, generation: str) -> str:
     return f"{IMAGE_SCORES}-{generation}-{kind}-{key}"
 
 
+def _log_entry(spark: SparkSession, checkpoint: str, batch: int) -> int:
+    """Return the last entry of the log of listed files that belongs to a micro-batch; -1 before the first."""
+    if batch < 0:
+        return -1
+    return int(json.loads(read_text(spark, f"{checkpoint}/offsets/{batch}").splitlines()[-1])["logOffset"])
+
+
 def _last_number(spark: SparkSession, log: str) -> int:
     numbers = [name.removesuffix(".compact") for name in list_names(spark, log)]
     return max((int(number) for number in numbers if number.isdecimal()), default=-1)
@@ -124,7 +149,7 @@ def _has_rows(output: Output, source: Source) -> bool:
     scores = output.table(IMAGE_SCORES)
     if source.file_column in scores.columns:
         file = F.col(str(source.file_column))
-        return not scores.filter(file.startswith(f"{source.uri}/") | (file == source.uri)).isEmpty()
+        return not scores.filter(is_below(file, source.uri)).isEmpty()
     if not output.exists(RUNS):
         return False
     runs = output.table(RUNS).filter((F.col("input") == source.uri) & (F.col("images") > 0))

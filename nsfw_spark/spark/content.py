@@ -17,6 +17,7 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from nsfw_spark.errors import ImageError
 from nsfw_spark.readers.chunk import CHUNK_ROWS
 from nsfw_spark.readers.storage import Storage
 from nsfw_spark.spark.schema import CONTENT
@@ -153,7 +154,7 @@ class _FileContents:
         try:
             with self.storage.open_stream(image_id) as file:
                 return bytes(file.read())
-        except OSError:
+        except (FileNotFoundError, ImageError):
             return None
 
     def _is_below(self, uri: str) -> bool:

@@ -131,7 +131,7 @@ def export_job(options: JobOptions, export: ExportOptions) -> Exported:
         InputError: The directory holds other files, or no source of the images is known.
         TableError: The table does not exist, or somebody else changed it.
     """
-    spark = get_session()
+    spark = get_session(options.output, options.content_from, export.directory)
     start, output = time.perf_counter(), Output.of(spark, options)
     table = _Table.of(output, export.table)
     contents = _contents(options, table)

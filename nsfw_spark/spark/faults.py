@@ -8,6 +8,7 @@ docs/reliability.md names the test that causes each fault.
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -96,10 +97,11 @@ def _explain(output: Output, error: BaseException) -> str | None:
     return None
 
 
-def is_of_a_file(error: BaseException, directory: str) -> bool:
-    """Whether a task failed because it could not read a file in a directory, given as a URI."""
-    found = _UNREADABLE.search(text_of(error))
-    return found is not None and _one_slash(unquote(found[1])).startswith(_one_slash(directory))
+def may_be_of_files(error: BaseException) -> bool:
+    """Whether a micro-batch may have failed because Spark could not list or read one of its files."""
+    text = text_of(error)
+    is_of_storage = _FORBIDDEN.search(text) or _IO.search(text)
+    return bool(is_of_storage) and not (_NO_SPACE.search(text) or _IN_PYTHON.search(text))
 
 
 def reason(error: BaseException) -> str:
@@ -118,11 +120,6 @@ def text_of(error: BaseException) -> str:
         messages.append(str(java.toString()))
         java = java.getCause()
     return "\n".join(messages)
-
-
-def _one_slash(uri: str) -> str:
-    """Return a URI as Hadoop writes it: one slash for three if there is no host."""
-    return uri.replace(":///", ":/", 1)
 
 
 def check_readable(output: Output) -> None:
@@ -186,12 +183,25 @@ def _since_created(commits: list[Any]) -> list[Any]:
 
 def _last_written(commits: list[Any], query: str) -> int | None:
     """Return the last micro-batch of a stream; -1 for none, None if the commits do not tell."""
-    parameters = [commit.operationParameters or {} for commit in commits]
+    parameters = [{**_own(commit), **(commit.operationParameters or {})} for commit in commits]
     written = [int(each["epochId"]) for each in parameters if each.get("queryId") == query]
     if written:
         return max(written)
     first = commits[-1]
     return -1 if first.version == 0 and str(first.operation).startswith("CREATE") else None
+
+
+def written_batch(output: Output, checkpoint: str) -> int:
+    """Return the last micro-batch of a checkpoint that image_scores holds; -1 for none."""
+    commits = _since_created(history(output, IMAGE_SCORES))
+    written = _last_written(commits, checkpoint_id(output.spark, checkpoint))
+    return -1 if written is None else written
+
+
+def _own(commit: Any) -> dict[str, Any]:  # noqa: ANN401 - a Row
+    """Return `queryId` and `epochId` of a micro-batch that this package wrote in place of Spark."""
+    text = commit.userMetadata or ""
+    return dict(json.loads(text)) if text.startswith('{"queryId"') else {}
 
 
 def _check_no_empty_commit(output: Output, commits: list[Any]) -> None:

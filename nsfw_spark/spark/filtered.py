@@ -9,20 +9,26 @@ loads no model: it is plain SQL on scores.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, NamedTuple
 
-from pyspark.sql import Column, DataFrame
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame, DataFrameWriterV2
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from nsfw_spark.errors import ConfigError, InputError
+from nsfw_spark.errors import ConfigError, InputError, TableError
 from nsfw_spark.spark.content import Contents
 from nsfw_spark.spark.policy import Policy, check_policy, is_ok
 from nsfw_spark.spark.tables import (
+    CONFLICTS,
     FILTERED,
     IMAGE_SCORES,
     PROPERTY,
@@ -30,13 +36,14 @@ from nsfw_spark.spark.tables import (
     at_once,
     changes_no_row,
     history,
-    may_lack_additions,
     only_adds,
     properties,
+    replace_table,
 )
 
 _SCAN_BYTES: Final = 128 << 20  # Spark's default size of a task's input
 _GOOD_FILE_BYTES: Final = 64 << 20  # Delta's compaction leaves larger files alone
+_FILE_IS_GONE: Final = re.compile(r"FILE_NOT_EXIST|FileNotFoundException")
 _COMPACTED: Final = {"delta.autoOptimize.autoCompact": "true"}  # nightly runs append small files
 
 
@@ -96,36 +103,47 @@ def update_filtered(output: Output, policy: Policy, contents: Contents | None = 
     A table under the same policy gets the rows added since its last commit. Any other table is replaced in
     one commit, from one version of `image_scores`. Readers never see half a table. With `contents`, the
     images are joined in as the column `content`; another source than before replaces the tables too.
+
+    Raises:
+        TableError: Another job changed a table at the same time.
     """
     commits = history(output, IMAGE_SCORES)
     detail = output.spark.sql(f"DESCRIBE DETAIL {output.name(IMAGE_SCORES)}").collect()[0]
     uri = None if contents is None else contents.uri
     now = FilterState(detail.id, commits[0].version, policy.text, uri)
     snapshot = output.table(IMAGE_SCORES, now.image_scores_version)
-    last = dict(zip(FILTERED, at_once(lambda table: _last_commit(output, table), FILTERED), strict=True))
-    replaced = [table for table in FILTERED if not _can_append(last[table], now, commits)]
-    gathered = set()
-    if replaced and contents is None:  # with images, the rows are spread well already
-        gathered = _gathered(snapshot, policy, detail.sizeInBytes)
+    # Files of new rows may be gone, see `_append`; with this setting Spark would not say so.
+    passes_over = output.spark.conf.get("spark.sql.files.ignoreMissingFiles") == "true"
+    last = dict(zip(FILTERED, at_once(partial(_last_commit, output), FILTERED), strict=True))
 
     def rows(table: str, scores: DataFrame) -> DataFrame:
         kept = scores.filter(_conditions(policy)[table])
         return kept if contents is None else contents.add_to(kept)
 
-    def update(table: str) -> None:
-        before = last[table]
-        if before is None or table in replaced:
-            writer = rows(table, snapshot).writeTo(output.name(table)).using("delta")
-            for key, value in _table_properties(output, policy).items():
-                writer = writer.tableProperty(key, value)
-            writer.options(**_write_options(now, is_gathered=table in gathered)).createOrReplace()
-        elif before.state != now:
-            added = _added(output, before.state.image_scores_version + 1, now.image_scores_version)
-            writer = rows(table, added).writeTo(output.name(table))
-            writer.options(**_write_options(now, is_gathered=contents is None), mergeSchema="true").append()
+    def append(table: str) -> bool:
+        """Add the new rows, if there are any; return False if the table must be replaced."""
+        first = _first_unseen(last[table], now, commits)
+        if first is None or passes_over or last[table].state == now:
+            return first is not None and last[table].state == now
+        options = _write_options(now, last[table], is_gathered=contents is None)
+        writer = rows(table, _added(output, first, now.image_scores_version)).writeTo(output.name(table))
+        return _append(writer.options(**options, mergeSchema="true"))
 
-    at_once(update, FILTERED)
-    if contents is not None and any(commit is None or commit.state != now for commit in last.values()):
+    replaced = [table for table, done in zip(FILTERED, at_once(append, FILTERED), strict=True) if not done]
+    gathers = replaced and contents is None  # with images, the rows are spread well already
+    gathered = _gathered(snapshot, policy, detail.sizeInBytes) if gathers else set()
+
+    def replace_all(table: str) -> None:
+        options = _write_options(now, last[table], is_gathered=table in gathered)
+        with suppress(*CONFLICTS):  # see below
+            replace_table(output, table, rows(table, snapshot), _table_properties(output, policy), **options)
+
+    at_once(replace_all, replaced)
+    changed = [table for table in FILTERED if table in replaced or last[table].state != now]
+    if overtaken := [table for table in changed if filter_state(output, table) != now]:
+        names = " and ".join(overtaken)
+        raise TableError(f"another job changed {names} at the same time; wait for it, and run this one again")
+    if contents is not None and changed:
         _report_missing(output, contents)
 
 
@@ -142,50 +160,58 @@ class FilterState:
 
 def filter_state(output: Output, table: str) -> FilterState | None:
     """Return what a filtered table shows; None without a table, or if somebody else changed it."""
-    last = _last_commit(output, table)
-    return None if last is None else last.state
+    return _last_commit(output, table).state
 
 
 class _Commit(NamedTuple):
-    """The last commit that changed a filtered table."""
+    """The last commit that changed a filtered table; version -1 without a table."""
 
-    state: FilterState
+    version: int
     at: datetime
+    state: FilterState | None  # None if somebody else changed the table: nothing tells what the commit did
 
 
-def _last_commit(output: Output, table: str) -> _Commit | None:
-    if not output.exists(table):
-        return None
-    for commit in history(output, table):
-        if changes_no_row(commit):
-            continue
-        try:
-            return _Commit(FilterState(**json.loads(commit.userMetadata or "")), commit.timestamp)
-        except (ValueError, TypeError):  # somebody else's commit: nothing tells what it did
-            return None
-    return None
+def _last_commit(output: Output, table: str) -> _Commit:
+    commits = history(output, table) if output.exists(table) else []
+    changes = [commit for commit in commits if not changes_no_row(commit)] or commits
+    if not changes:
+        return _Commit(-1, datetime.fromtimestamp(0, UTC), None)
+    try:
+        state = FilterState(**json.loads(changes[0].userMetadata or ""))
+    except (ValueError, TypeError):
+        state = None
+    return _Commit(changes[0].version, changes[0].timestamp, state)
 
 
-def _can_append(last: _Commit | None, now: FilterState, commits: list[Any]) -> bool:
-    """Whether appending the new rows suffices: same policy and source, and only appends since."""
-    if last is None:
-        return False
+def _first_unseen(last: _Commit, now: FilterState, commits: list[Any]) -> int | None:
+    """Return the first version that a table lacks; None if other rows than appended ones change it."""
     state = last.state
+    if state is None or replace(state, image_scores_version=0) != replace(now, image_scores_version=0):
+        return None
     # A version younger than the table that shows it is another one: the first of that number was lost.
     if any(each.version == state.image_scores_version and each.timestamp > last.at for each in commits):
-        return False
+        return None
     since = [commit for commit in commits if commit.version > state.image_scores_version]
-    return (
-        replace(state, image_scores_version=0) == replace(now, image_scores_version=0)
-        and len(since) == now.image_scores_version - state.image_scores_version  # the log holds all of them
-        and all(only_adds(commit) for commit in since)
-        and not may_lack_additions(since)
-    )
+    is_whole = len(since) == now.image_scores_version - state.image_scores_version  # the log holds all
+    suffices = is_whole and all(only_adds(commit) for commit in since)
+    return state.image_scores_version + 1 if suffices else None
 
 
 def _conditions(policy: Policy) -> dict[str, Column]:
     safe, ok = policy.is_safe(), is_ok()
     return {"safe_images": safe, "flagged_images": ok & ~safe, "quarantined_images": ~ok}
+
+
+def _append(writer: DataFrameWriterV2) -> bool:
+    """Append rows; return False if files with some are gone: compacted, then deleted by VACUUM."""
+    try:
+        with suppress(*CONFLICTS):  # see `update_filtered`
+            writer.append()
+    except (PySparkException, Py4JError) as error:
+        if not _FILE_IS_GONE.search(str(error)):
+            raise
+        return False
+    return True
 
 
 def _added(output: Output, first: int, last: int) -> DataFrame:
@@ -233,8 +259,10 @@ def _gathered(snapshot: DataFrame, policy: Policy, size: int) -> set[str]:
     return {table for table in FILTERED if size * (row[table] or 0) / num_tasks < _GOOD_FILE_BYTES}
 
 
-def _write_options(now: FilterState, *, is_gathered: bool) -> dict[str, str]:
-    return {"userMetadata": json.dumps(asdict(now)), "optimizeWrite": str(is_gathered).lower()}
+def _write_options(now: FilterState, last: _Commit, *, is_gathered: bool) -> dict[str, str]:
+    """Return the options of a write; of two jobs whose writes follow one commit, Delta skips the second's."""
+    transaction = {"txnAppId": "nsfw_spark", "txnVersion": str(last.version + 1)}
+    return transaction | {"userMetadata": json.dumps(asdict(now)), "optimizeWrite": str(is_gathered).lower()}
 
 
 def _table_properties(output: Output, policy: Policy) -> dict[str, str]:

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+from py4j.protocol import Py4JJavaError
 from pyspark.sql import DataFrame, Row, SparkSession
 
 _PATTERN: Final = re.compile(r"[\\*?\[\]{}^]")  # characters with a meaning in Hadoop's globs
@@ -21,6 +22,16 @@ def file_system(spark: SparkSession, uri: str) -> tuple[Any, Any]:
     path = spark._jvm.org.apache.hadoop.fs.Path(uri)  # type: ignore[union-attr]  # noqa: SLF001
     files = path.getFileSystem(spark._jsc.hadoopConfiguration())  # noqa: SLF001
     return files, files.makeQualified(path)
+
+
+def has_file_system(spark: SparkSession, scheme: str) -> bool:
+    """Whether Spark's class path has the FileSystem of a scheme."""
+    configuration = spark._jsc.hadoopConfiguration()  # noqa: SLF001
+    try:
+        spark._jvm.org.apache.hadoop.fs.FileSystem.getFileSystemClass(scheme, configuration)  # type: ignore[union-attr]  # noqa: SLF001
+    except Py4JJavaError:
+        return False
+    return True
 
 
 def exists(spark: SparkSession, uri: str) -> bool:

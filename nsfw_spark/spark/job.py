@@ -6,6 +6,7 @@ a killed run resumes after its last one. This module does not write the filtered
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,22 +17,25 @@ from pyspark.sql.types import StructType
 
 from nsfw_spark.options import JobOptions
 from nsfw_spark.readers.chunk import MOST_BYTES
+from nsfw_spark.scorer import Timings
 from nsfw_spark.self_check import SelfCheck
 from nsfw_spark.spark import filtered, rescore, schema, tables
 from nsfw_spark.spark.checkpoints import (
+    begin_empty_batch,
     check_still_there,
     checkpoint_id,
     find_checkpoint,
     last_accounted_batch,
     last_batch,
+    unwritten_batch,
 )
-from nsfw_spark.spark.faults import check_holds, is_of_a_file, reason
+from nsfw_spark.spark.faults import check_holds, may_be_of_files, reason, written_batch
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import OBSERVATION, Counts, counting_columns, follow
-from nsfw_spark.spark.reconcile import account_for_skipped, listed_files
+from nsfw_spark.spark.reconcile import account_for_skipped, listed_files, readable_files
 from nsfw_spark.spark.runs import count_run, record_rescored
 from nsfw_spark.spark.scoring import ImageScoring, score_listed
-from nsfw_spark.spark.sources import Limit, Source, check_ids
+from nsfw_spark.spark.sources import Limit, ListedFiles, Source, check_ids
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 from nsfw_spark.spark.udf import model_columns
 from nsfw_spark.spark.vector_scoring import VectorScoring
@@ -91,73 +95,88 @@ class ScoringJob:
 
     def score(self, target: Target) -> Counts:
         """Bring image_scores up to date, as the options say; return the counts of the new rows."""
-        counts = self._score_new(target)
+        timings = self._score_new(target)
         if target.output != self.output:
             record_rescored(self.output, target.output, self.run_id)
             rescore.replace_image_scores(target.output, self.output, target.generation)
         if self.options.rescore == "all":
             rescore.delete_staging(self.output)
-        if rescore.follow_changes(self.output, self.source, self.options, self._rescored):
-            counts = count_run(self.output, self.run_id, self.policy, counts.timings)
-        return counts
+        rescore.follow_changes(self.output, self.source, self.options, self._rescored, self.run_id)
+        # Not what the stream observed: Spark counts the rows of a task twice if it loses an executor.
+        return count_run(self.output, self.run_id, self.policy, timings)
 
     def checkpoint_column(self, checkpoint: str) -> str:
         """Return the value of `runs.checkpoint`: name and random id of a checkpoint."""
         return f"{checkpoint.rpartition('/')[2]} {checkpoint_id(self.output.spark, checkpoint)}"
 
-    def _score_new(self, target: Target) -> Counts:
-        """Append the images that the checkpoint has not seen; return their counts."""
+    def _score_new(self, target: Target) -> Timings:
+        """Append the images that the checkpoint has not seen; return what the tasks spent."""
         source, scoring, output, columns = self.source, self.scoring, target.output, self._columns()
         known = self._self_check(output)
         tables.ensure_image_scores(output, columns, scoring.name, scoring.fingerprint, self_check=known)
-        counts = Counts(safe=None if self.policy is None else 0) + self._stream(target, columns)
-        counts += Counts(images=self._account_for_skipped(target, counts))
+        timings = self._stream(target, columns)
+        self._account_for_skipped(target)
         if (listed := source.left_over(output.table(IMAGE_SCORES))) is not None:
             self._rows(listed, columns, output).writeTo(output.name(IMAGE_SCORES)).append()
-            counts = count_run(output, self.run_id, self.policy, counts.timings)
-        return counts
+        return timings
 
-    def _stream(self, target: Target, columns: StructType) -> Counts:
-        """Append the new images micro-batch by micro-batch; return their counts.
+    def _stream(self, target: Target, columns: StructType) -> Timings:
+        """Append the new images micro-batch by micro-batch; return what the tasks spent.
 
-        If a store fails to return a file, however often Spark tries its task, the stream goes on without the
-        file. It costs its own row and not the job: `reconcile` adds the row.
+        A file that Spark can neither list nor read costs its own row and not the job: see `_write_without`.
         """
-        source = self.source
+        while True:
+            rows = self._rows(self.source.stream(self.limit), columns, target.output, is_counted=True)
+            try:
+                return _write(rows, target).timings
+            except StreamingQueryException as error:
+                if not (may_be_of_files(error) and self._write_without(target, columns)):
+                    raise
+                said = f"going on without the files that cannot be read: {reason(error)}"
+                sys.stderr.write(f"nsfw-spark: {said}\n")
 
-        def write(listed: DataFrame) -> Counts:
-            return _write(self._rows(listed, columns, target.output, is_counted=True), target)
+    def _write_without(self, target: Target, columns: StructType) -> bool:
+        """Write the micro-batch that failed, without files that cannot be looked up; return whether it was.
 
-        try:
-            return write(source.stream(self.limit))
-        except StreamingQueryException as error:
-            if source.file_column is None:
-                raise  # nothing would tell which files were skipped
-            if not is_of_a_file(error, source.uri):
-                raise
-            sys.stderr.write(f"nsfw-spark: going on without the files that cannot be read: {reason(error)}\n")
-        counts = write(source.stream(self.limit, skip_unreadable=True))
-        return count_run(target.output, self.run_id, self.policy, counts.timings)
+        Spark lists the files of a micro-batch once more, and one that is forbidden fails the micro-batch each
+        time. `reconcile` adds the rows of the files that are left out.
+        """
+        spark, checkpoint, output = self.output.spark, target.checkpoint, target.output
+        batch = unwritten_batch(spark, checkpoint)
+        if batch is None or self.source.file_column is None or not isinstance(self.source, ListedFiles):
+            return False
+        number, entry = batch
+        if written_batch(output, checkpoint) < number:
+            files = readable_files(spark, listed_files(spark, checkpoint, after_batch=entry - 1))
+            if not files:
+                return False  # the whole store is away
+            query, next_ = checkpoint_id(spark, checkpoint), str(number + 1)
+            metadata = json.dumps({"queryId": query, "epochId": next_})
+            options = {"txnAppId": query, "txnVersion": next_, "userMetadata": metadata}
+            rows = self._rows(self.source.listed_again(files), columns, output)
+            rows.writeTo(output.name(IMAGE_SCORES)).options(**options).append()
+        begin_empty_batch(spark, checkpoint, number)
+        return True
 
-    def _account_for_skipped(self, target: Target, counts: Counts) -> int:
-        """Add a row for each file that Spark listed and skipped; return how many."""
+    def _account_for_skipped(self, target: Target) -> None:
+        """Add a row for each file that Spark listed and skipped."""
         spark, checkpoint = self.output.spark, target.checkpoint
         check_still_there(spark, checkpoint)
         before = last_accounted_batch(self.output, self.checkpoint_column(checkpoint))
         if self.source.file_column is None or before >= last_batch(spark, checkpoint):
-            return 0
+            return
         of_model = {
             "model": self.scoring.name,
             "model_fingerprint": self.scoring.fingerprint,
             "run_id": self.run_id,
             "scored_at": datetime.now(UTC),
         }
-        return account_for_skipped(
+        account_for_skipped(
             target.output,
             listed_files(spark, checkpoint, after_batch=before),
             self.source.file_column,
             max_bytes=min(self.options.max_bytes, MOST_BYTES),
-            num_rows=counts.images,
+            num_rows=count_run(target.output, self.run_id, None, Timings()).images,
             row=of_model,
         )
 

@@ -88,7 +88,7 @@ def run_job(options: JobOptions, *, with_filter: bool = True) -> RunSummary:
     _check_options(options)
     policy = Policy.of(options) if with_filter else None
     scoring = choose_scoring(options)
-    spark = get_session()
+    spark = get_session(options.input, options.output, options.checkpoints, options.content_from)
     scoring = scoring.on_executors_of(spark)
     output = Output.of(spark, options)
     with explained(output):
@@ -110,7 +110,8 @@ def filter_job(options: JobOptions) -> RunSummary:
         StorageError: Storage failed: no space, no permission.
         TableError: image_scores does not exist, is damaged, or was not made by this package.
     """
-    policy, spark = Policy.of(options), get_session()
+    policy = Policy.of(options)
+    spark = get_session(options.output, options.checkpoints, options.content_from)
     output = Output.of(spark, options)
     with explained(output):
         check_readable(output)

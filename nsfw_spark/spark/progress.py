@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from nsfw_spark import errors
+from nsfw_spark.errors import STORAGE_FAILED
 from nsfw_spark.scorer import Timings
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.schema import TIMINGS
@@ -40,6 +41,8 @@ class Counts:
     """None without a policy."""
     timings: Timings = field(default_factory=Timings)
     """Seconds that the tasks spent."""
+    files_lost: int = 0
+    """Of the images without a score: files, or parts of files, that storage failed to give."""
 
     @property
     def flagged(self) -> int | None:
@@ -54,7 +57,8 @@ class Counts:
     def __add__(self, other: Counts) -> Counts:
         known = [counts.safe for counts in (self, other) if counts.safe is not None]
         safe, timings = sum(known) if known else None, self.timings + other.timings
-        return Counts(self.images + other.images, self.ok + other.ok, safe, timings)
+        lost = self.files_lost + other.files_lost
+        return Counts(self.images + other.images, self.ok + other.ok, safe, timings, lost)
 
 
 def counting_columns(policy: Policy | None) -> list[Column]:
@@ -66,10 +70,12 @@ def counting_columns(policy: Policy | None) -> list[Column]:
 
 
 def row_counts(policy: Policy | None) -> list[Column]:
-    """Return `images`, `ok` and, with a policy, `safe` as aggregates of image_scores' rows."""
+    """Return `images`, `ok`, `files_lost` and, with a policy, `safe` as aggregates of image_scores' rows."""
     safe = [] if policy is None else [F.count(F.when(policy.is_safe(), 1)).alias("safe")]
     ok = F.count(F.when(F.col("status") == "ok", 1)).alias("ok")
-    return [F.count(F.lit(1)).alias("images"), ok, *safe]
+    is_lost = (F.col("status") == "missing") & F.col("error").startswith(STORAGE_FAILED)
+    lost = F.count(F.when(is_lost, 1)).alias("files_lost")
+    return [F.count(F.lit(1)).alias("images"), ok, *safe, lost]
 
 
 def follow(query: StreamingQuery) -> Counts:
@@ -135,7 +141,8 @@ def _counts(progress: Any) -> Counts:  # noqa: ANN401 - StreamingQueryProgress, 
     if observed is None:
         return Counts()
     timings = Timings(*(observed[timing.name] or 0.0 for timing in fields(Timings)))
-    return Counts(observed.images, observed.ok, observed.asDict().get("safe"), timings)
+    safe = observed.asDict().get("safe")
+    return Counts(observed.images, observed.ok, safe, timings, observed.files_lost)
 
 
 def _sentence(verb: str, counts: Counts, seconds: float | None) -> str:

@@ -7,15 +7,17 @@ log names the files of each micro-batch. A file of that log without a row in ima
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from py4j.protocol import Py4JJavaError
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 from nsfw_spark.decode import too_long
-from nsfw_spark.errors import ImageError
+from nsfw_spark.errors import ImageError, storage_failed
 from nsfw_spark.spark.checkpoints import listed_files_log
 from nsfw_spark.spark.faults import reason
 from nsfw_spark.spark.hadoop import file_system, in_lists, literally
@@ -23,6 +25,8 @@ from nsfw_spark.spark.schema import IMAGE_ID
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 
 _ROWS_AT_ONCE: Final = 10_000  # held by the driver, added by one commit
+
+_LOOKUPS_AT_ONCE: Final = 16
 
 
 def listed_files(spark: SparkSession, checkpoint: str, *, after_batch: int) -> DataFrame:
@@ -39,8 +43,8 @@ def listed_files(spark: SparkSession, checkpoint: str, *, after_batch: int) -> D
 
 def account_for_skipped(
     output: Output, listed: DataFrame, file_column: str, *, max_bytes: int, num_rows: int, row: dict[str, Any]
-) -> int:
-    """Add a row to image_scores for each listed file that has none; return how many.
+) -> None:
+    """Add a row to image_scores for each listed file that has none.
 
     Args:
         output: Where image_scores lies.
@@ -53,8 +57,8 @@ def account_for_skipped(
     """
     is_file_a_row = file_column == IMAGE_ID.name
     if is_file_a_row and listed.count() == num_rows:
-        return 0
-    scores, num_added = output.table(IMAGE_SCORES), 0
+        return
+    scores = output.table(IMAGE_SCORES)
     skipped = listed.join(scores.select(F.col(file_column).alias("file")), "file", "left_anti")
     for files in in_lists(skipped, _ROWS_AT_ONCE):
         found = {each.file: _status(output.spark, each.file) for each in files}
@@ -68,8 +72,18 @@ def account_for_skipped(
             values = [[each.get(name) for name in scores.columns] for each in rows]
             frame = output.spark.createDataFrame(values, scores.schema).coalesce(1)
             frame.writeTo(output.name(IMAGE_SCORES)).append()
-        num_added += len(rows)
-    return num_added
+
+
+def readable_files(spark: SparkSession, listed: DataFrame) -> list[Row]:
+    """Return `path`, `modificationTime` and `length` of the listed files that their file system knows."""
+    with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as threads:
+        files = [row.file for row in listed.collect()]
+        found = zip(files, threads.map(partial(_status, spark), files), strict=True)
+    return [
+        Row(path=file, modificationTime=status.modified, length=status.length)
+        for file, status in found
+        if status.length
+    ]
 
 
 class _Status(NamedTuple):
@@ -103,7 +117,7 @@ def _result(status: _Status, max_bytes: int) -> dict[str, Any]:
     elif length > max_bytes:
         error = too_long(length, max_bytes)
     else:
-        error = ImageError("missing", f"the file was listed and could not be read; now it has {length} bytes")
+        error = storage_failed(f"Spark read no byte of it; now it has {length} bytes")
         length = None  # nothing was read, so `--rescore changed` tries the file again
     values = {"status": error.status, "error": error.message, "length": length}
     return {**values, "modification_time": status.modified}

@@ -1,7 +1,8 @@
 """Scores images again: `--rescore changed`, `--prune`, and the staging table of `--rescore all`.
 
-A job never does so unasked: a changed file keeps its score, and the row of a deleted file stays. The first
-half compares the files that exist with the rows of image_scores. The second half names the generations of
+A job never does so unasked: a changed file keeps its score, and the row of a deleted file stays. Only files
+that storage failed to give are tried again, by the next runs, on three nights at most. The first half of this
+module compares the files that exist with the rows of image_scores. The second half names the generations of
 image_scores: each `--rescore all` writes a staging table, which replaces image_scores in one commit.
 """
 
@@ -9,20 +10,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Final
 
 from delta import DeltaTable
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from nsfw_spark.errors import ConfigError
+from nsfw_spark.errors import STORAGE_FAILED, ConfigError, TableError
 from nsfw_spark.options import JobOptions
 from nsfw_spark.spark import tables
 from nsfw_spark.spark.hadoop import delete, exists, in_lists, list_names
+from nsfw_spark.spark.runs import may_have_lost_files
 from nsfw_spark.spark.sources import ListedFiles, Source
 from nsfw_spark.spark.tables import IMAGE_SCORES, PROPERTY, Output
 
 _FILES_AT_ONCE: Final = 1_000  # replaced by one commit, whose condition holds their names
+_NIGHTS: Final = tuple(f"{STORAGE_FAILED}{times}: " for times in ("", " twice", " three times"))
+"""How the error of a row begins, by the number of runs in which storage failed to give its file."""
 _FIRST_GENERATION: Final = "1"
 _STAGING: Final = "rescored-"
 
@@ -42,58 +47,88 @@ def check_options(source: Source, options: JobOptions) -> None:
 
 
 def follow_changes(
-    output: Output, source: Source, options: JobOptions, score: Callable[[DataFrame], DataFrame]
-) -> bool:
-    """Score changed files again, and delete the rows of deleted files, as the options say.
+    output: Output, source: Source, options: JobOptions, score: Callable[[DataFrame], DataFrame], run_id: str
+) -> None:
+    """Score again what storage failed to give to earlier runs, and what the options ask for.
 
     Args:
         output: The job's output.
         source: The files.
         options: `rescore` and `prune` count.
         score: Turns listed files into rows of image_scores.
+        run_id: Of this run, whose own failures are left to the next run.
 
-    Returns:
-        Whether rows were scored.
+    Raises:
+        TableError: More rows than `prune_limit` allows would be deleted.
     """
-    if not isinstance(source, ListedFiles):  # see `check_options`
-        return False
-    num_changed = _rescore_changed(output, source, score) if options.rescore == "changed" else 0
+    if not isinstance(source, ListedFiles) or source.file_column is None:
+        return
+    if options.rescore == "changed":
+        _replace(output, source, _changed(output, source), score)
+    elif may_have_lost_files(output, source.uri):
+        _retry(output, source, run_id, score)
     if options.prune:
-        num_deleted = _prune(output, source)
+        num_deleted = _prune(output, source, options.prune_limit)
         sys.stderr.write(f"nsfw-spark: --prune deleted {num_deleted:,} rows of files that are gone\n")
-    return num_changed > 0
 
 
-def _rescore_changed(output: Output, source: ListedFiles, score: Callable[[DataFrame], DataFrame]) -> int:
-    """Score changed files again and replace their rows; return the number of files.
+def _retry(output: Output, source: ListedFiles, run_id: str, score: Callable[[DataFrame], DataFrame]) -> None:
+    """Score files again that storage failed to give to earlier runs, on three nights at most."""
+    rows = source.rows_of(output.table(IMAGE_SCORES)).filter(F.col("run_id") != run_id)
+    failed = rows.filter((F.col("status") == "missing") & F.col("error").startswith(STORAGE_FAILED))
+    for now, next_ in reversed(list(pairwise(_NIGHTS))):
+
+        def counted(listed: DataFrame, next_: str = next_) -> DataFrame:
+            scored = score(listed)
+            error = F.when(
+                F.col("error").startswith(_NIGHTS[0]), F.replace("error", F.lit(_NIGHTS[0]), F.lit(next_))
+            )
+            return scored.withColumn("error", F.coalesce(error, "error"))
+
+        files = failed.filter(F.col("error").startswith(now)).select(F.col("file").alias("path"))
+        if not files.isEmpty():
+            _replace(output, source, source.listing().join(files.distinct(), "path", "left_semi"), counted)
+
+
+def _replace(
+    output: Output, source: ListedFiles, files: DataFrame, score: Callable[[DataFrame], DataFrame]
+) -> None:
+    """Score listed files and replace their rows.
 
     One commit replaces a thousand files; a killed job resumes after its last commit.
     """
-    num_changed, columns = 0, output.table(IMAGE_SCORES).schema
-    for files in in_lists(_changed_files(output, source), _FILES_AT_ONCE):
-        rows = score(source.listed_again(files))
+    columns = output.table(IMAGE_SCORES).schema
+    for chunk in in_lists(files, _FILES_AT_ONCE):
+        rows = score(source.listed_again(chunk))
         nulls = {
             field.name: F.lit(None).cast(field.dataType)
             for field in columns
             if field.name not in rows.columns
         }
         writer = rows.withColumns(nulls).select(columns.names).writeTo(output.name(IMAGE_SCORES))
-        writer.overwrite(F.col(str(source.file_column)).isin([file.path for file in files]))
-        num_changed += len(files)
-    return num_changed
+        writer.overwrite(F.col(str(source.file_column)).isin([file.path for file in chunk]))
 
 
-def _prune(output: Output, source: ListedFiles) -> int:
-    """Delete the rows of files that are gone; return the number of rows."""
+def _prune(output: Output, source: ListedFiles, limit: float) -> int:
+    """Delete the rows of files that are gone; return the number of rows.
+
+    Raises:
+        TableError: More of the rows than `limit` would be deleted.
+    """
+    rows = source.rows_of(output.table(IMAGE_SCORES))
     existing = source.listing().select(F.col("path").alias("file"))
-    rows = _rows_of_files(output, source)
     gone = rows.join(existing, "file", "left_anti").select("file", "image_id", "length")
     # Spark does not list empty files, so these are looked up one by one.
     maybe_empty = gone.filter(F.coalesce("length", F.lit(0)) == 0).select("file").distinct()
     lists = in_lists(maybe_empty, _FILES_AT_ONCE)
     empty = [row.file for rows_ in lists for row in rows_ if exists(output.spark, row.file)]
     gone = gone.filter(~F.col("file").isin(empty)).select("image_id").distinct().persist()
-    num_gone = gone.count()
+    num_gone, num_rows = gone.count(), rows.count()
+    if num_gone > limit * num_rows:
+        raise TableError(
+            f"--prune would delete {num_gone:,} of {num_rows:,} rows of this input; expected at most the "
+            f"share --prune-limit {limit}. If these files are gone for good, raise it"
+        )
     if num_gone:
         scores = DeltaTable.forName(output.spark, output.name(IMAGE_SCORES)).alias("rows")
         scores.merge(gone.alias("gone"), "rows.image_id = gone.image_id").whenMatchedDelete().execute()
@@ -101,7 +136,7 @@ def _prune(output: Output, source: ListedFiles) -> int:
     return num_gone
 
 
-def _changed_files(output: Output, source: ListedFiles) -> DataFrame:
+def _changed(output: Output, source: ListedFiles) -> DataFrame:
     """Return files that are new, changed, or could not be read completely last time.
 
     A file has changed if its modification time or length is not the one in its rows.
@@ -109,21 +144,15 @@ def _changed_files(output: Output, source: ListedFiles) -> DataFrame:
     Returns:
         `path`, `modificationTime` and `length` of each file.
     """
-    rows = _rows_of_files(output, source)
-    unread = rows.filter((F.col("status") == "missing") & (F.col("image_id") == F.col("file"))).select("file")
+    rows, listed = source.rows_of(output.table(IMAGE_SCORES)), source.listing()
+    is_of_file = (F.col("image_id") == F.col("file")) | F.col("error").startswith(STORAGE_FAILED)
+    unread = rows.filter((F.col("status") == "missing") & is_of_file).select("file")
     rows = rows.join(unread, "file", "left_anti")
-    listed = source.listing()
     is_same = rows["modification_time"].eqNullSafe(listed["modificationTime"])
     if source.file_column == "image_id":
-        is_same &= rows["length"].eqNullSafe(listed["length"])
+        # The row of a file that is too long to be read has no length.
+        is_same &= rows["length"].eqNullSafe(listed["length"]) | (rows["status"] == "too_large")
     return listed.join(rows, (rows["file"] == listed["path"]) & is_same, "left_anti")
-
-
-def _rows_of_files(output: Output, source: ListedFiles) -> DataFrame:
-    """Return the rows of a source's files, with their file as the column `file`."""
-    file = F.col(str(source.file_column))
-    of_source = file.startswith(f"{source.uri}/") | (file == source.uri)
-    return output.table(IMAGE_SCORES).filter(of_source).withColumn("file", file)
 
 
 def generation(output: Output) -> str:
@@ -153,10 +182,12 @@ def is_replaced(output: Output, fingerprint: str) -> bool:
 def replace_image_scores(staging: Output, output: Output, generation: str) -> None:
     """Replace the rows of image_scores by those of the staging table, in one commit."""
     found = tables.properties(staging)
-    writer = staging.table(IMAGE_SCORES).writeTo(output.name(IMAGE_SCORES)).using("delta")
-    for key, value in {**found, "generation": generation}.items():
-        writer = writer.tableProperty(PROPERTY.format(key), value)
-    writer.createOrReplace()
+    rows = staging.table(IMAGE_SCORES)
+    existing = {name.lower() for name in rows.columns}
+    of_users = [column for column in output.table(IMAGE_SCORES).schema if column.name.lower() not in existing]
+    rows = rows.withColumns({column.name: F.lit(None).cast(column.dataType) for column in of_users})
+    settings = {PROPERTY.format(key): value for key, value in {**found, "generation": generation}.items()}
+    tables.replace_table(output, IMAGE_SCORES, rows, settings)
     columns = output.table(IMAGE_SCORES).schema
     tables.ensure_image_scores(output, columns, found["model"], found["model_fingerprint"])
 

@@ -14,12 +14,6 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, Final
 
-from delta.exceptions import (
-    ConcurrentAppendException,
-    ConcurrentDeleteDeleteException,
-    ConcurrentDeleteReadException,
-    MetadataChangedException,
-)
 from pyspark.sql import functions as F
 
 import nsfw_spark
@@ -28,6 +22,7 @@ from nsfw_spark.spark import schema
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import Counts, row_counts
 from nsfw_spark.spark.tables import (
+    CONFLICTS,
     FILTERED,
     IMAGE_SCORES,
     RUNS,
@@ -42,10 +37,7 @@ from nsfw_spark.spark.tables import (
 
 _UNSCORED_SHOWN: Final = 5
 _COMMIT_TRIES: Final = 5
-_CONFLICTS: Final = (
-    *(ConcurrentAppendException, ConcurrentDeleteReadException),
-    *(ConcurrentDeleteDeleteException, MetadataChangedException),
-)
+_NIGHTS: Final = 4  # a killed run among them
 _SCORING_LIBRARIES: Final = (
     *("pyspark", "delta-spark", "pillow", "pillow-heif", "cykooz-resizer", "numpy", "torch"),
     *("open-clip-torch", "timm", "safetensors", "onnxruntime", "onnxruntime-gpu"),
@@ -78,6 +70,7 @@ class RunSummary:
             "quarantined": counts.quarantined,
             "seconds": round(self.seconds, 3),
             "images_per_second": round(counts.images / self.seconds, 1) if self.seconds else 0.0,
+            "files_lost": counts.files_lost,
         }
 
 
@@ -131,6 +124,15 @@ def record_rescored(output: Output, staging: Output, run_id: str) -> None:
     _interrupt(output, _recorded(output), counted, counted.keys() - {run_id})
 
 
+def may_have_lost_files(output: Output, input_: str) -> bool:
+    """Whether storage failed to give files to one of the last runs of an input."""
+    runs = output.table(RUNS).filter(F.col("input") == input_)
+    if "files_lost" not in runs.columns:
+        return False
+    last = runs.orderBy(F.desc("started_at")).limit(_NIGHTS).filter(F.col("files_lost") > 0)
+    return not last.isEmpty()
+
+
 def count_run(output: Output, run_id: str, policy: Policy | None, timings: Timings) -> Counts:
     """Count the rows of a run in image_scores; `timings` becomes part of the result."""
     rows = output.table(IMAGE_SCORES).filter(F.col("run_id") == run_id)
@@ -148,7 +150,7 @@ def _interrupt(
     output: Output, recorded: Mapping[str, Row], counted: Mapping[str, Row], run_ids: Iterable[str]
 ) -> int:
     """Write the rows of some runs as interrupted, with counts from `_count_runs`; return how many."""
-    nothing = {"images": 0, "ok": 0, "quarantined": 0}
+    nothing = {"images": 0, "ok": 0, "quarantined": 0, "files_lost": 0}
     rows = []
     for run_id in run_ids:
         known = {name: value for name, value in recorded.get(run_id, {}).items() if value is not None}
@@ -170,7 +172,8 @@ def _may_lack_runs(output: Output, recorded: Iterable[Row]) -> bool:
     """Whether image_scores changed since `runs` did; at its end each run writes the version into its row."""
     if not output.exists(IMAGE_SCORES):
         return False
-    versions = [row.get("image_scores_version") for row in recorded]
+    # A `filter` without a lock has not looked for them.
+    versions = [row.get("image_scores_version") for row in recorded if row.get("command") != "filter"]
     last = max((version for version in versions if version is not None), default=-1)
     commits = history(output, IMAGE_SCORES)
     if last > commits[0].version:  # of a table that was deleted since
@@ -180,7 +183,7 @@ def _may_lack_runs(output: Output, recorded: Iterable[Row]) -> bool:
 
 def _count_runs(output: Output) -> dict[str, Row]:
     """Return for each run_id of image_scores the columns of `runs` that its images tell."""
-    ok, images = F.count(F.when(F.col("status") == "ok", 1)), F.count(F.lit(1))
+    images, ok, lost = row_counts(None)
     model = [F.any_value(name, ignoreNulls=True).alias(name) for name in ("model", "model_fingerprint")]
     counted = (
         output.table(IMAGE_SCORES)
@@ -188,9 +191,10 @@ def _count_runs(output: Output) -> dict[str, Row]:
         .groupBy("run_id")
         .agg(
             F.min("scored_at").alias("started_at"),
-            images.alias("images"),
-            ok.alias("ok"),
+            images,
+            ok,
             (images - ok).alias("quarantined"),
+            lost,
             *model,
         )
     )
@@ -218,7 +222,7 @@ def _write(output: Output, rows: Sequence[Row], *, are_new: bool = False) -> Non
         try:
             writer.overwrite(F.col("run_id").isin([row["run_id"] for row in rows]))
             break
-        except _CONFLICTS:
+        except CONFLICTS:
             if not tries_left:
                 raise
 

@@ -107,6 +107,7 @@ RUNS: Final = StructType(
         _column("safe", LongType(), "of these images: in safe_images; null for score"),
         _column("flagged", LongType(), "of these images: in flagged_images; null for score"),
         _column("quarantined", LongType(), "of these images: without a score"),
+        _column("files_lost", LongType(), "of these: files or parts that storage failed to give"),
         _column("second", LongType(), "of these images: seen by the second model; null without a cascade"),
         _column("image_scores_version", LongType(), "version of image_scores when this row was written"),
         _column("threshold", DoubleType(), "an image is safe if nsfw_score is below; null for a policy"),

@@ -10,41 +10,62 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib import metadata, resources
+from collections.abc import Sequence
+from glob import glob
+from importlib import resources
 from pathlib import Path
 from typing import Final
+from zipfile import is_zipfile
 
+import pyspark
+from pyspark.errors import PySparkRuntimeError
 from pyspark.sql import SparkSession
 
 from nsfw_spark.errors import ConfigError
+from nsfw_spark.spark.hadoop import has_file_system
 
 _DELTA: Final = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
-_IN_SPARK: Final = (
+_SPARK: Final = ".".join(pyspark.__version__.split(".")[:2])
+_TRIED: Final = {"4.2": ("4.4.0", "3.5.0", "2.57.8")}
+"""Spark's version → versions of Delta Lake, hadoop-aws and Amazon's SDK that have run together."""
+
+_SDK: Final = ("s3", "s3-transfer-manager", "sts", "apache-client", "netty-nio-client")
+# Delta and hadoop-aws depend on these. Spark has them; the bundle is 600 MB, and _SDK is 16.
+EXCLUDES: Final = (
     *("org.apache.hadoop:hadoop-client-api", "org.apache.hadoop:hadoop-client-runtime"),
     *("org.apache.logging.log4j:log4j-api", "org.apache.logging.log4j:log4j-core"),
     *("org.apache.logging.log4j:log4j-slf4j2-impl", "org.slf4j:slf4j-api"),
     *("org.apache.parquet:parquet-hadoop", "org.roaringbitmap:RoaringBitmap"),
     *("com.fasterxml.jackson.core:jackson-databind", "com.fasterxml.jackson.datatype:jackson-datatype-jdk8"),
+    *("com.fasterxml.jackson.core:jackson-core", "com.fasterxml.jackson.core:jackson-annotations"),
+    *("commons-codec:commons-codec", "commons-logging:commons-logging", "com.google.code.findbugs:jsr305"),
+    *("org.apache.httpcomponents:httpclient", "org.apache.httpcomponents:httpcore"),
+    *("org.wildfly.openssl:wildfly-openssl", "software.amazon.awssdk:bundle"),
 )
+_PACKAGES: Final = "spark.jars.packages"
 _MIN_JAVA: Final = 17
 _TASKS_PER_CORE: Final = 3  # in a micro-batch: they even out slow images, and start fast
 
 
-def get_session() -> SparkSession:
+def get_session(*locations: str | None) -> SparkSession:
     """Return the running session; under spark-submit, its session; else a local one with Delta Lake.
 
+    Args:
+        locations: URIs that Spark will read or write; a local session brings the jars for `s3a://`.
+
     Raises:
-        ConfigError: There is no Java for a local session, no Delta Lake on the cluster, or a memory limit
-            under which no model loads.
+        ConfigError: There is no Java for a local session, no Delta Lake, no connector for a location, or a
+            memory limit under which no model loads.
     """
     session = SparkSession.getActiveSession()
     if session is None:
         is_submitted = "PYSPARK_GATEWAY_PORT" in os.environ
-        session = _submitted_session() if is_submitted else _local_session()
+        session = _submitted_session() if is_submitted else _local_session(locations)
     check_memory(session)
+    _check_connectors(session, locations)
     _tune(session)
     return session
 
@@ -61,7 +82,7 @@ def _submitted_session() -> SparkSession:
 
     submitted = SparkConf()
     builder = SparkSession.builder
-    for key, value in _DELTA.items():
+    for key, value in {**_DELTA, "spark.log.level": "WARN"}.items():  # INFO hides the result in 9,000 lines
         if not submitted.contains(key):
             builder = builder.config(key, value)
     try:
@@ -69,26 +90,64 @@ def _submitted_session() -> SparkSession:
         session.sql("SELECT 1").collect()
     except Exception as error:
         if "io.delta" in str(error) or "sql.delta" in str(error):
-            raise ConfigError(f"Delta Lake is not on the cluster. {_delta_hint()}") from error
+            advice = f"Add it: spark-submit --packages {delta_package()} …, or see conf/"
+            raise ConfigError(f"Delta Lake is not on the cluster. {advice}") from error
         raise
     return session
 
 
-def _local_session() -> SparkSession:
-    from delta import configure_spark_with_delta_pip
-
+def _local_session(locations: Sequence[str | None]) -> SparkSession:
     _check_java()
     sys.stderr.write("nsfw-spark: starting Spark…\n")
     # Else Spark runs the first `python3` in PATH, not this environment's.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    builder = SparkSession.builder.appName("nsfw-spark")
-    for key, value in {**_DELTA, **_local_settings()}.items():
+    builder, jars = SparkSession.builder.appName("nsfw-spark"), _jar_settings(locations)
+    for key, value in {**_DELTA, **_local_settings(), **jars}.items():
         builder = builder.config(key, value)
-    if jars := _downloaded_jars():
-        builder = builder.config("spark.jars", ",".join(jars))
-    else:
-        builder = configure_spark_with_delta_pip(builder)
-    return builder.getOrCreate()
+    try:
+        return builder.getOrCreate()
+    except PySparkRuntimeError as error:
+        if "JAVA_GATEWAY_EXITED" not in str(error) or _PACKAGES not in jars:
+            raise
+        raise ConfigError(
+            f"Spark did not start; it asked Maven for {jars[_PACKAGES]}, and its messages above say why it "
+            "stopped. Behind a proxy, set JAVA_TOOL_OPTIONS='-Dhttps.proxyHost=HOST -Dhttps.proxyPort=PORT'. "
+            "Without a network, put the jars into a directory and write `spark.jars /DIRECTORY/*.jar` into "
+            "$SPARK_CONF_DIR/spark-defaults.conf: docs/stores.md"
+        ) from error
+
+
+def delta_package() -> str:
+    """Return the Maven coordinate of Delta Lake for this Spark: a tried one, or that of delta-spark."""
+    if _SPARK in _TRIED:
+        return f"io.delta:delta-spark_{_SPARK}_2.13:{_TRIED[_SPARK][0]}"
+    from delta import configure_spark_with_delta_pip
+
+    return str(configure_spark_with_delta_pip(SparkSession.Builder())._options[_PACKAGES])  # noqa: SLF001
+
+
+def s3_packages() -> list[str]:
+    """Return the Maven coordinates of the connector for `s3a://`; none if nobody has tried this Spark."""
+    _, hadoop, sdk = _TRIED.get(_SPARK, ("", "", ""))
+    amazons = [f"software.amazon.awssdk:{module}:{sdk}" for module in _SDK]
+    return [f"org.apache.hadoop:hadoop-aws:{hadoop}", *amazons] if hadoop else []
+
+
+def _jar_settings(locations: Sequence[str | None]) -> dict[str, str]:
+    """Return the settings that bring Delta Lake's jars and S3's, beside those that Spark's user names."""
+    home = os.environ.get("SPARK_HOME") or os.path.dirname(pyspark.__file__)  # noqa: PTH120
+    defaults = Path(os.environ.get("SPARK_CONF_DIR") or f"{home}/conf", "spark-defaults.conf")
+    text = defaults.read_text(encoding="utf-8") if defaults.is_file() else ""
+    named = dict(re.findall(r"^[ \t]*(spark\.jars(?:\.\w+)?)[ \t=:]+(\S+)", text, re.MULTILINE))
+    patterns = [*named.get("spark.jars", "").split(","), f"{home}/jars/*.jar"]
+    files = [file for each in patterns for file in (each, *glob(each.removeprefix("file:")))]  # noqa: PTH207
+    there = " ".join([named.get(_PACKAGES, ""), *(Path(file).name for file in files)])
+    jars: list[str] = [] if "delta-spark" in there else _downloaded_jars()
+    packages = [] if jars or "delta-spark" in there else [delta_package()]
+    if any((each or "").startswith("s3a:") for each in locations) and "hadoop-aws" not in there:
+        packages += s3_packages()
+    added = {"spark.jars": jars, _PACKAGES: packages, "spark.jars.excludes": EXCLUDES}
+    return {key: ",".join([*filter(None, [named.get(key)]), *new]) for key, new in added.items() if new}
 
 
 def _local_settings() -> dict[str, str]:
@@ -101,8 +160,6 @@ def _local_settings() -> dict[str, str]:
         "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile=file:{log}",
         "spark.ui.enabled": "false",  # `progress` shows progress; the pages' data grow with each micro-batch
         "spark.ui.showConsoleProgress": "false",
-        # Delta depends on these, and Spark has them: 60 MB less to download.
-        "spark.jars.excludes": ",".join(_IN_SPARK),
         # Small tables need no 50 tasks to read Delta's log, nor 200 to count.
         "spark.databricks.delta.snapshotPartitions": "2",
         "spark.sql.shuffle.partitions": str(cores),
@@ -112,15 +169,18 @@ def _local_settings() -> dict[str, str]:
 
 
 def _downloaded_jars() -> list[str]:
-    """Return Delta's jars that Spark's package manager stored at an earlier start, if any.
+    """Return Delta's jars that Spark's package manager stored at an earlier start, if all are there.
 
     The package manager takes 3 s and prints 70 lines, even if it has the jars.
     """
-    delta = metadata.version("delta-spark")
-    spark = ".".join(metadata.version("pyspark").split(".")[:2])
-    for main in Path.home().glob(f".ivy2*[0-9]/jars/io.delta_delta-spark_{spark}_2.13-{delta}.jar"):
-        jars = [*main.parent.glob(f"io.delta_*-{delta}.jar"), *main.parent.glob("io.unitycatalog_*.jar")]
-        return sorted(str(jar) for jar in jars)
+    delta = _TRIED.get(_SPARK, ("none",))[0]
+    parts = (f"spark_{_SPARK}_2.13", "storage", "kernel-api", "kernel-defaults", "kernel-unitycatalog")
+    patterns = [f"io.delta_delta-{part}-{delta}.jar" for part in parts]
+    patterns += [f"io.unitycatalog_unitycatalog-{part}-*.jar" for part in ("client", "hadoop")]
+    for folder in Path.home().glob(".ivy2*[0-9]/jars"):
+        found = [max(map(str, folder.glob(pattern)), default="") for pattern in patterns]
+        if all(map(is_zipfile, found)):  # not of one that was killed
+            return sorted(found)
     return []
 
 
@@ -133,10 +193,14 @@ def _tune(session: SparkSession) -> None:
         "spark.sql.execution.arrow.maxRecordsPerBatch": "128",  # of 10,000: a gigabyte of images
     }
     if (slots := num_slots(session)) is not None:
-        settings["spark.sql.files.minPartitionNum"] = str(_TASKS_PER_CORE * slots)
-    submitted = _set_by_others(session)
+        tasks = str(_TASKS_PER_CORE * slots)
+        settings["spark.sql.files.minPartitionNum"] = tasks
+        settings["spark.sql.shuffle.partitions"] = tasks  # of 200
+        # Spark lists up to 10,000 files with a task each: 3,000 files took 26 s.
+        settings["spark.sql.sources.parallelPartitionDiscovery.parallelism"] = tasks
+        settings["spark.databricks.delta.snapshotPartitions"] = str(min(50, slots))  # 50 for a small log
     for key, value in settings.items():
-        if key not in submitted:
+        if session.conf.get(key, None) is None:
             session.conf.set(key, value)
 
 
@@ -174,10 +238,18 @@ def check_memory(session: SparkSession) -> None:
         )
 
 
-def _set_by_others(session: SparkSession) -> set[str]:
-    if not hasattr(session, "_jsc"):
-        return set()
-    return {key for key, _ in session.sparkContext.getConf().getAll()}
+def _check_connectors(session: SparkSession, locations: Sequence[str | None]) -> None:
+    """Raise ConfigError for a location of which Spark has no file system, with the jars that it needs."""
+    for location in filter(None, locations if hasattr(session, "_jsc") else ()):
+        scheme, separator, _ = location.partition(":/")
+        if not separator or has_file_system(session, scheme):
+            continue
+        advice = f"--packages {','.join(s3_packages())} --exclude-packages {','.join(EXCLUDES)}"
+        raise ConfigError(
+            f"Spark has no connector for {scheme}://, which {location} needs; expected its jars in "
+            "spark.jars.packages or spark.jars, or in Spark's directory jars/: docs/stores.md"
+            + (f". For S3: spark-submit {advice}" if scheme == "s3a" and s3_packages() else "")
+        )
 
 
 def _check_java() -> None:
@@ -194,10 +266,3 @@ def _check_java() -> None:
     version = re.search(r'version "(?:1\.)?(\d+)', text)
     if version is None or int(version[1]) < _MIN_JAVA:
         raise ConfigError(f"{java} is Java {version[1] if version else 'of unknown version'}. {advice}")
-
-
-def _delta_hint() -> str:
-    import pyspark
-
-    spark = ".".join(pyspark.__version__.split(".")[:2])
-    return f"Add it: spark-submit --packages io.delta:delta-spark_{spark}_2.13:4.4.0 …, or see conf/"

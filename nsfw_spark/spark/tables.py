@@ -12,16 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from delta import DeltaTable
+from delta import DeltaTable, exceptions
 from pyspark.errors import AnalysisException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, DataFrameWriterV2, SparkSession
 from pyspark.sql.types import DataType, StructField, StructType
 
 from nsfw_spark.errors import TableError
 from nsfw_spark.options import JobOptions
 from nsfw_spark.self_check import SelfCheck
 from nsfw_spark.spark.hadoop import list_names
-from nsfw_spark.uris import absolute_uri, is_schema
+from nsfw_spark.uris import absolute_uri, in_sql, is_schema
 
 T = TypeVar("T")
 
@@ -39,20 +39,27 @@ WELL_SIZED: Final = {
 }
 """Properties of a table that grows often and little."""
 
+CONFLICTS: Final = (
+    *(exceptions.ConcurrentAppendException, exceptions.ConcurrentDeleteDeleteException),
+    *(exceptions.ConcurrentDeleteReadException, exceptions.ConcurrentTransactionException),
+    *(exceptions.MetadataChangedException, exceptions.ProtocolChangedException),
+)
+"""Delta's errors of a write that another one forestalled."""
+
 _CHANGE_FEED: Final = {"delta.enableChangeDataFeed": "true"}  # the filtered tables read what was added
 _SELF_CHECK: Final = "self_check"
 _CONSTRAINT: Final = "delta.constraints.nsfw_score_in_range"  # the property in which Delta keeps a constraint
 # Spark orders NaN above all numbers, so NaN violates the condition. Delta stores it with these spaces.
 _CONDITION: Final = "nsfw_score IS NULL OR ( nsfw_score >= 0 AND nsfw_score <= 1 )"
 _NOT_IN_NAMES: Final = " ,;{}()\n\t="  # Delta refuses these characters in a column's name
+_OF_DELTA: Final = (  # properties that begin so are Delta's own: nobody else may set them
+    *("delta.columnMapping.maxColumnId", "delta.coordinatedCommits", "delta.inCommitTimestampEnablement"),
+    *("delta.rowTracking.materialized", "io.unitycatalog.", "ucTableId"),
+)
 _UPKEEP: Final = {
-    "ADD COLUMNS",
-    "ADD CONSTRAINT",
-    "CHANGE COLUMN",
-    "OPTIMIZE",
-    "SET TBLPROPERTIES",
-    "VACUUM END",
-    "VACUUM START",
+    *("ADD COLUMNS", "ADD CONSTRAINT", "CHANGE COLUMN", "CLUSTER BY", "DROP CONSTRAINT", "OPTIMIZE"),
+    *("ROW TRACKING BACKFILL", "SET TBLPROPERTIES", "UNSET TBLPROPERTIES", "UPGRADE PROTOCOL"),
+    *("VACUUM END", "VACUUM START"),
 }
 
 
@@ -82,7 +89,7 @@ class Output:
     def name(self, table: str) -> str:
         """Return the table's name in SQL, quoted."""
         if self.is_schema:
-            return f"{self.location}.{table}"
+            return f"{in_sql(self.location)}.{table}"
         return f"delta.`{self.path(table).replace('`', '``')}`"
 
     def path(self, table: str) -> str:
@@ -169,14 +176,43 @@ def ensure_image_scores(
 
 def create_table(output: Output, table: str, rows: DataFrame, settings: Mapping[str, str]) -> None:
     """Create a table with its first rows, or with none, in one commit."""
-    writer = rows.writeTo(output.name(table)).using("delta")
-    for key, value in settings.items():
-        writer = writer.tableProperty(key, value)
+    writer = _writer(output, table, rows, settings)
     if output.is_schema:
         writer.create()
     else:
         # A run that was killed here left a log without a commit: over it, Delta replaces but does not create.
         writer.createOrReplace()
+
+
+def _writer(output: Output, table: str, rows: DataFrame, settings: Mapping[str, str]) -> DataFrameWriterV2:
+    writer = rows.writeTo(output.name(table)).using("delta")
+    for key, value in settings.items():
+        writer = writer.tableProperty(key, value)
+    return writer
+
+
+def replace_table(
+    output: Output, table: str, rows: DataFrame, settings: Mapping[str, str], **options: str
+) -> None:
+    """Create a table, or replace all of it in one commit; what somebody set by hand stays.
+
+    Delta would drop it: properties (but for this package's own), comments, and the columns of CLUSTER BY,
+    which take a second commit.
+    """
+    kept, clustered = {}, []
+    if output.exists(table):
+        detail = output.spark.sql(f"DESCRIBE DETAIL {output.name(table)}").collect()[0]
+        ours = (PROPERTY.format(""), *_OF_DELTA)
+        kept = {key: value for key, value in detail.properties.items() if not key.startswith(ours)}
+        if detail.description:
+            kept["comment"] = detail.description
+        clustered = [f"`{name}`" for name in detail.clusteringColumns or [] if name in rows.columns]
+        for column in output.table(table).schema:
+            if "comment" in column.metadata and column.name in rows.columns:
+                rows = rows.withMetadata(column.name, column.metadata)
+    _writer(output, table, rows, {**settings, **kept}).options(**options).createOrReplace()
+    if clustered:
+        output.spark.sql(f"ALTER TABLE {output.name(table)} CLUSTER BY ({', '.join(clustered)})")
 
 
 def properties(output: Output) -> dict[str, str]:
@@ -229,13 +265,6 @@ def only_adds(commit: Any) -> bool:  # noqa: ANN401 - a Row
     appends = commit.operation == "WRITE" and commit.operationParameters.get("mode") == "Append"
     is_new = commit.operation.startswith("CREATE TABLE")
     return appends or is_new or commit.operation == "STREAMING UPDATE" or changes_no_row(commit)
-
-
-def may_lack_additions(commits: Sequence[Any]) -> bool:
-    """Whether files that the commits, newest first, added may be gone: compacted, then vacuumed."""
-    operations = [commit.operation for commit in reversed(commits)]
-    added = [i for i, commit in enumerate(reversed(commits)) if not changes_no_row(commit)]
-    return bool(added) and "VACUUM END" in operations[added[0] :]
 
 
 def at_once(step: Callable[[str], T], names: Sequence[str]) -> list[T]:
@@ -301,7 +330,7 @@ def _type(type_: DataType) -> str:
 
 def _check_location(output: Output) -> None:
     if output.is_schema:
-        if not output.spark.catalog.databaseExists(output.location):
+        if not output.spark.catalog.databaseExists(in_sql(output.location)):
             raise TableError(f"there is no schema {output.location}: create it, or pass a directory")
         return
     if DeltaTable.isDeltaTable(output.spark, output.location):

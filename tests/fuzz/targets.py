@@ -5,13 +5,14 @@ A target takes bytes and returns; whatever it raises is a defect. Hypothesis and
 
 from __future__ import annotations
 
+import io
 import socket
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -163,8 +164,8 @@ class _Held(Storage):
 
     content: bytes = b""
 
-    def open_stream(self, uri: str) -> pa.NativeFile:  # noqa: ARG002 - as Storage has it
-        return pa.BufferReader(self.content)
+    def open_stream(self, uri: str) -> io.BufferedReader:  # noqa: ARG002 - as Storage has it
+        return io.BufferedReader(cast("io.RawIOBase", io.BytesIO(self.content)))
 
     def open_file(self, uri: str) -> pa.NativeFile:
         if uri.endswith(".parquet"):

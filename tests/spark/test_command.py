@@ -19,7 +19,7 @@ from tests.conftest import jpeg, png
 from tests.spark.conftest import write_files
 
 ROOT: Final = Path(__file__).parents[2]
-KEYS: Final = ["images", "ok", "safe", "flagged", "quarantined", "seconds", "images_per_second"]
+KEYS: Final = ["images", "ok", "safe", "flagged", "quarantined", "seconds", "images_per_second", "files_lost"]
 DEMO: Final = {
     "photos/one.png": png(200, 150, seed=1),
     "photos/two.jpg": jpeg(150, 200, seed=2),
@@ -72,7 +72,7 @@ def test_a_run_prints_its_result_and_nothing_else(demo: Path, tmp_path: Path) ->
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
-    assert result(done) == {"images": 4, "ok": 2, "safe": 2, "flagged": 0, "quarantined": 2}
+    assert result(done) == {"images": 4, "ok": 2, "safe": 2, "flagged": 0, "quarantined": 2, "files_lost": 0}
     assert "quarantined_images" in done.stderr
     assert "Traceback" not in done.stderr
     assert " WARN " not in done.stderr
@@ -87,7 +87,7 @@ def test_spark_submit_runs_the_job_and_too_many_bad_images_are_exit_status_3(
     command = [*submit, str(demo), "--output", str(tmp_path / "out"), *OPEN_NSFW]
     done = run(command, tmp_path / "cwd", {"JDK_JAVA_OPTIONS": java.OPTIONS})
     assert done.returncode == 3, done.stderr
-    assert result(done) == {"images": 4, "ok": 2, "safe": 2, "flagged": 0, "quarantined": 2}
+    assert result(done) == {"images": 4, "ok": 2, "safe": 2, "flagged": 0, "quarantined": 2, "files_lost": 0}
     # spark-submit itself turns what the job writes to standard error into standard output.
     assert "2 of 4 images have no score, more than --max-error-rate 0.1" in done.stdout
     assert (tmp_path / "out" / "quarantined_images" / "_delta_log").is_dir()

@@ -9,16 +9,22 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import pytest
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from nsfw_spark.errors import ConfigError, TableError
 from nsfw_spark.options import job_options
 from nsfw_spark.spark import keep_safe
+from nsfw_spark.spark.content import Contents
+from nsfw_spark.spark.filtered import filter_state, update_filtered
 from nsfw_spark.spark.pipeline import filter_job
+from nsfw_spark.spark.policy import Policy
+from nsfw_spark.spark.tables import Output
 from tests import java
 from tests.spark.conftest import BAD, GOOD, THRESHOLD, Run, Tables
 
@@ -415,3 +421,132 @@ def test_a_table_of_many_small_files_is_filtered_into_few(
         name: spark.sql(f"DESCRIBE DETAIL delta.`{output}/{name}`").collect()[0].numFiles for name in FILTERED
     }
     assert files == dict.fromkeys(FILTERED, 1)
+
+
+def add_rows(tables: Tables, output: Path, suffix: str) -> None:
+    """Append all rows of image_scores to it once more, as other images."""
+    new = tables.frame("image_scores").withColumn("image_id", F.concat("image_id", F.lit(suffix)))
+    new.coalesce(1).write.format("delta").mode("append").save(f"{output}/image_scores")
+
+
+class Meeting:
+    """Stands for `Contents`: all who have read what the tables show wait for each other, then write."""
+
+    uri = "file:/meeting"
+
+    def __init__(self, num_tables: int) -> None:
+        self._barrier = threading.Barrier(num_tables)
+
+    def add_to(self, rows: DataFrame) -> DataFrame:
+        self._barrier.wait(60)
+        return rows.withColumn("content", F.lit(b""))
+
+
+def filter_at_once(spark: SparkSession, output: Path, thresholds: tuple[float, float]) -> list[str]:
+    """Let two jobs without a lock filter new rows at once; return their errors."""
+    out = Output(spark, str(output), None)
+    meeting = cast("Contents", Meeting(len(thresholds) * len(FILTERED)))
+
+    def update(threshold: float) -> str | None:
+        try:
+            update_filtered(out, Policy.below(threshold), meeting)
+        except TableError as error:
+            return str(error)
+        return None
+
+    update_filtered(out, Policy.below(THRESHOLD), cast("Contents", Meeting(1)))
+    add_rows(Tables(spark, output), output, "#2")
+    with ThreadPoolExecutor(2) as threads:
+        return [error for error in threads.map(update, thresholds) if error]
+
+
+def test_two_jobs_that_append_the_same_rows_at_once_append_them_once(
+    spark: SparkSession, output: Path, tables: Tables
+) -> None:
+    assert filter_at_once(spark, output, (THRESHOLD, THRESHOLD)) == []
+    assert_partition(tables, THRESHOLD)
+    assert tables.operations("safe_images").count("WRITE") == 1
+    add_rows(tables, output, "#3")
+    update_filtered(Output(spark, str(output), None), Policy.below(THRESHOLD), cast("Contents", Meeting(1)))
+    assert_partition(tables, THRESHOLD)
+    assert tables.operations("safe_images").count("WRITE") == 2
+
+
+def test_of_two_policies_at_once_each_table_has_one_and_the_other_job_is_told(
+    spark: SparkSession, filter_: Run, output: Path, tables: Tables
+) -> None:
+    errors = filter_at_once(spark, output, (THRESHOLD, 1.0))
+    assert errors
+    assert all("another job changed" in error for error in errors)
+    for table in FILTERED:
+        state = filter_state(Output(spark, str(output), None), table)
+        assert state is not None
+        threshold = 1.0 if state.policy == Policy.below(1.0).text else THRESHOLD
+        scores = {key: row.nsfw_score for key, row in tables.rows("image_scores").items()}
+        of_policy = {
+            "safe_images": {key for key, score in scores.items() if score is not None and score < threshold},
+            "flagged_images": {
+                key for key, score in scores.items() if score is not None and score >= threshold
+            },
+            "quarantined_images": {key for key, score in scores.items() if score is None},
+        }
+        assert set(tables.rows(table)) == of_policy[table]
+    filter_(output, THRESHOLD)
+    assert_partition(tables, THRESHOLD)
+
+
+@pytest.mark.parametrize("passes_over", ["false", "true"])
+def test_rows_whose_files_were_deleted_without_a_trace_in_the_log_are_found_in_the_table(
+    spark: SparkSession, filter_: Run, output: Path, tables: Tables, passes_over: str
+) -> None:
+    """VACUUM on S3 leaves no commit."""
+    for suffix in ("#2", "#3"):
+        add_rows(tables, output, suffix)
+    tables.delta("image_scores").optimize().executeCompaction()
+    kept = {Path(file).name for file in tables.frame("image_scores").inputFiles()}
+    for file in (output / "image_scores").glob("*.parquet"):
+        if file.name not in kept:
+            file.unlink()
+    spark.conf.set("spark.sql.files.ignoreMissingFiles", passes_over)
+    try:
+        filter_(output, THRESHOLD)
+    finally:
+        spark.conf.unset("spark.sql.files.ignoreMissingFiles")
+    assert_partition(tables, THRESHOLD)
+    assert [tables.operations(name)[-1] for name in FILTERED] == [REPLACED] * 3
+
+
+def test_what_somebody_set_on_a_filtered_table_stays_when_it_is_replaced(
+    spark: SparkSession, filter_: Run, output: Path, tables: Tables
+) -> None:
+    name = f"delta.`{output}/safe_images`"
+    properties = {
+        "delta.logRetentionDuration": "interval 90 days",
+        "delta.deletedFileRetentionDuration": "interval 90 days",
+        "delta.autoOptimize.autoCompact": "false",
+        "delta.enableRowTracking": "true",
+        "delta.enableInCommitTimestamps": "true",
+        "delta.columnMapping.mode": "name",
+        "team": "it's trust",
+    }
+    pairs = ", ".join(f"'{key}' = \"{value}\"" for key, value in properties.items())
+    statements = [
+        f"ALTER TABLE {name} SET TBLPROPERTIES ({pairs})",
+        f"ALTER TABLE {name} CLUSTER BY (image_id, length)",
+        f"ALTER TABLE {name} ALTER COLUMN width COMMENT 'mine'",
+        f"COMMENT ON TABLE {name} IS 'for training'",
+    ]
+    for statement in statements:
+        spark.sql(statement)
+    before = tables.operations("safe_images")
+    filter_(output, THRESHOLD)
+    assert tables.operations("safe_images") == before  # a setting is no change of rows
+    filter_(output, 2 * THRESHOLD)
+    assert_partition(tables, 2 * THRESHOLD)
+    detail = spark.sql(f"DESCRIBE DETAIL {name}").collect()[0]
+    assert {key: detail.properties.get(key) for key in properties} == properties
+    assert detail.properties["nsfw_spark.threshold"] == str(2 * THRESHOLD)
+    assert (detail.description, detail.clusteringColumns) == ("for training", ["image_id", "length"])
+    assert tables.frame("safe_images").schema["width"].metadata["comment"] == "mine"
+    filter_(output, THRESHOLD)
+    assert_partition(tables, THRESHOLD)

@@ -10,6 +10,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from nsfw_spark.errors import ConfigError, TableError
+from nsfw_spark.spark.sources import is_below
 from tests.conftest import png
 from tests.spark.conftest import Run, Tables, image_id, write_files
 from tests.spark.test_sources import samples, tar
@@ -76,7 +77,7 @@ def test_a_driver_that_lives_for_many_runs_keeps_nothing_of_one(
     score(folder, tmp_path / "out")  # of which empty.png is passed over
     change(folder / "1.png", png(seed=50))
     (folder / "2.png").unlink()
-    assert score(folder, tmp_path / "out", rescore="changed", prune=True).counts.images == 1
+    assert score(folder, tmp_path / "out", rescore="changed", prune=True, prune_limit=1).counts.images == 1
     assert kept.size() == before
 
 
@@ -85,7 +86,7 @@ def test_a_file_that_came_again_after_it_was_missed_is_scored(
 ) -> None:
     run(folder, tmp_path / "out")
     (folder / "2.png").unlink()
-    run(folder, tmp_path / "out", prune=True)
+    run(folder, tmp_path / "out", prune=True, prune_limit=1)
     write_files(folder, {"2.png": png(seed=2)})
     run(folder, tmp_path / "out")
     assert image_id(folder / "2.png") not in tables.rows("image_scores")
@@ -116,11 +117,61 @@ def test_rows_of_deleted_files_go_only_when_they_are_pruned(
     (folder / "text.png").unlink()
     run(folder, tmp_path / "out")
     assert len(tables.rows("image_scores")) == len(IMAGES) + 1
-    run(folder, tmp_path / "out", prune=True)
+    run(folder, tmp_path / "out", prune=True, prune_limit=1)
     left = {image_id(folder / name) for name in IMAGES if name not in ("0.png", "text.png")}
     assert set(tables.rows("image_scores")) == left | {image_id(other / "kept.png")}
     assert "deleted 2 rows" in capfd.readouterr().err
     assert is_consistent(tables)
+
+
+def test_pruning_touches_only_what_this_source_could_have_made(
+    run: Run, folder: Path, tables: Tables, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    write_files(folder, {"shard.tar": tar(samples(0, 3))})
+    run(folder, output, format="webdataset")
+    run(folder, output, format="files", glob="*.png")
+    before = tables.rows("image_scores")
+    for format_, glob in (("webdataset", None), ("files", "*.png"), ("files", "1.*"), ("files", "[12].p?g")):
+        run(folder, output, format=format_, glob=glob, prune=True)
+        assert tables.rows("image_scores").keys() == before.keys()
+    for i in range(2):
+        (folder / f"{i}.png").unlink()
+    with pytest.raises(TableError, match=r"would delete 2 of 6 rows.* --prune-limit 0.1"):
+        run(folder, output, format="files", glob="*.png", prune=True)
+    assert tables.rows("image_scores").keys() == before.keys()
+    run(folder, output, format="files", glob="*.png", prune=True, prune_limit=0.5)
+    assert len(tables.rows("image_scores")) == len(before) - 2
+
+
+@pytest.mark.parametrize("root", ["s3a://bucket/", "abfss://box@account/"])
+def test_what_lies_below_the_root_of_a_bucket_is_known(spark: SparkSession, root: str) -> None:
+    files = [f"{root}a.png", f"{root}b/c.png", f"{root[:-1]}-2/a.png"]
+    frame = spark.createDataFrame([(file,) for file in files], "file string")
+    below = frame.filter(is_below(frame["file"], root)).collect()
+    assert [row.file for row in below] == files[:2]
+
+
+def test_what_storage_failed_to_give_is_tried_again_by_three_runs(
+    spark: SparkSession, run: Run, folder: Path, tables: Tables, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    run(folder, output)
+    lose(spark, output, "storage failed: no answer")
+    assert run(folder, output).counts.images == 1
+    assert tables.rows("image_scores")[image_id(folder / "1.png")].status == "ok"
+    assert run(folder, output).counts.images == 0
+    lose(spark, output, "storage failed three times: no answer")
+    assert run(folder, output).counts.images == 0
+    assert is_consistent(tables)
+
+
+def lose(spark: SparkSession, output: Path, error: str) -> None:
+    """Change the row of 1.png to that of a file that storage failed to give to the last run."""
+    values = f"status = 'missing', error = '{error}', nsfw_score = NULL, embedding = NULL"
+    scores, runs = (f"delta.`{output}/{table}`" for table in ("image_scores", "runs"))
+    spark.sql(f"UPDATE {scores} SET {values} WHERE image_id LIKE '%/1.png'")  # noqa: S608 - our own names
+    spark.sql(f"UPDATE {runs} SET files_lost = 1")  # noqa: S608
 
 
 def test_rescoring_all_begins_a_new_version(
@@ -145,6 +196,24 @@ def test_rescoring_all_begins_a_new_version(
     write_files(folder, {"new.png": png(seed=70)})
     assert run(folder, output, model=other_card_file).counts.images == 1
     assert run(folder, output, model=other_card_file, rescore="all").counts.images == len(IMAGES) + 1
+
+
+def test_rescoring_all_keeps_what_somebody_added_to_the_table(
+    spark: SparkSession, score: Run, folder: Path, tables: Tables, tmp_path: Path, other_card_file: str
+) -> None:
+    score(folder, tmp_path / "out")
+    name = f"delta.`{tmp_path}/out/image_scores`"
+    spark.sql(f"ALTER TABLE {name} ADD COLUMNS (reviewed_by STRING COMMENT 'who looked at it')")
+    spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ('delta.autoOptimize.autoCompact' = 'false')")
+    spark.sql(f"ALTER TABLE {name} CLUSTER BY (image_id)")
+    score(folder, tmp_path / "out", model=other_card_file, rescore="all")
+    column = tables.frame("image_scores").schema["reviewed_by"]
+    assert (column.dataType.simpleString(), column.metadata["comment"]) == ("string", "who looked at it")
+    detail = spark.sql(f"DESCRIBE DETAIL {name}").collect()[0]
+    assert detail.properties["delta.autoOptimize.autoCompact"] == "false"
+    assert detail.properties["nsfw_spark.model"] == "other"
+    assert detail.clusteringColumns == ["image_id"]
+    assert score(folder, tmp_path / "out", model=other_card_file).counts.images == 0
 
 
 def test_a_lost_checkpoint_is_refused_and_rescoring_all_repairs_it(

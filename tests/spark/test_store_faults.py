@@ -50,14 +50,20 @@ def test_each_file_of_a_failing_store_is_one_row(
         summary = score(store.uri, output)
         rows = by_name(store, Tables(spark, output).rows("image_scores"))
         assert store.asked["OPEN", "04.png"] == 0
-        assert score(store.uri, output).counts.images == 0
         assert set(rows) == set(FILES)
         assert summary.counts.images == len(FILES)
         said = capsys.readouterr().err
         assert "going on without the files that cannot be read" in said
-        # The store recovers: only `--rescore changed` retries the unread files.
+        assert summary.counts.files_lost == 3
+        # The next runs try again what the store failed to give, three times at most.
+        assert score(store.uri, output).counts.files_lost == 3
+        said = [row.error for row in Tables(spark, output).rows("image_scores").values()]
+        assert sum("storage failed twice: " in str(error) for error in said) == 3
+        store.faults = {"02.png": faults["02.png"]}
+        assert score(store.uri, output).counts.ok == 2
+        assert score(store.uri, output).counts.images == 0
         store.faults = {}
-        assert score(store.uri, output, rescore="changed").counts.images == 3
+        assert score(store.uri, output, rescore="changed").counts.images == 1
         again = by_name(store, Tables(spark, output).rows("image_scores"))
     bad = {name: row.status for name, row in rows.items() if row.status != "ok"}
     unread = dict.fromkeys(("01.png", "02.png", "03.png"), "missing")
@@ -89,3 +95,19 @@ def test_what_cannot_be_listed_or_is_forbidden_ends_the_run_and_the_next_is_comp
         store.faults = {}
         score(store.uri, output)
         assert set(by_name(store, Tables(spark, output).rows("image_scores"))) == set(FILES)
+
+
+def test_unreadable_files_in_several_micro_batches_cost_their_own_rows(
+    spark: SparkSession, score: Run, folder: Path, tmp_path: Path
+) -> None:
+    """The job writes such a micro-batch in Spark's place, and Spark goes on after it."""
+    output = tmp_path / "out"
+    with FaultyStore(folder, {"05.png": Fault(500), "07.png": Fault(500)}) as store:
+        counts = score(store.uri, output, files_per_batch=2).counts
+        assert (counts.images, counts.ok, counts.files_lost) == (len(FILES), len(FILES) - 3, 2)
+        store.faults = {}
+        assert score(store.uri, output).counts.ok == 2
+        assert score(store.uri, output).counts.images == 0
+        rows = by_name(store, Tables(spark, output).rows("image_scores"))
+        assert {name for name, row in rows.items() if row.status != "ok"} == {"empty.png"}
+        assert set(rows) == set(FILES)

@@ -354,6 +354,14 @@ def test_two_runs_can_write_their_rows_at_once(out: Output) -> None:
     assert len(runs(out)) == 3
 
 
+def test_a_filter_without_a_lock_hides_no_run_that_was_killed(out: Output) -> None:
+    start(out)
+    add(out, 0.1, run_id="killed by an earlier version")
+    begin(out, "alive", "filter").finish(Counts(), 0.0)
+    assert record_interrupted(out) == 1
+    assert_adds_up(out)
+
+
 @pytest.fixture
 def hasty(spark: SparkSession) -> Iterator[None]:
     """Let VACUUM delete at once."""

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.options import GROUPS, JobKeywords, JobOptions, ScoreKeywords, ScoreOptions, job_options
-from nsfw_spark.uris import absolute_uri, is_schema
+from nsfw_spark.uris import absolute_uri, in_sql, is_schema
 
 
 @pytest.fixture
@@ -97,6 +97,8 @@ def test_anything_else_is_no_count(value: Any, tmp_path: Path) -> None:  # noqa:
     [
         ("main.safety", True),
         ("spark_catalog.default", True),
+        ("my-catalog.nightly-safety", True),
+        ("main.2024-11", False),
         ("./main.safety", False),
         ("out", False),
         ("a.b.c", False),
@@ -108,6 +110,11 @@ def test_anything_else_is_no_count(value: Any, tmp_path: Path) -> None:  # noqa:
 )
 def test_a_schema_is_told_from_a_path(output: str, expected: bool) -> None:  # noqa: FBT001
     assert is_schema(output) is expected
+
+
+def test_a_schema_is_quoted_in_sql_where_it_must_be() -> None:
+    assert in_sql("main.safety") == "main.safety"
+    assert in_sql("my-catalog.safety") == "`my-catalog`.safety"
 
 
 def test_a_schema_may_come_with_checkpoints() -> None:
@@ -155,6 +162,8 @@ INSIDE = [
     ("s3a://bucket", "s3a://bucket/photos/out"),
     ("s3a://bucket/photos/", "s3a://bucket/photos/out"),
     ("/data/_photos", "/data/_photos/out"),
+    ("s3://bucket/photos", "s3a://bucket/photos/out"),
+    ("s3a://bucket", "s3n://bucket/out"),
 ]
 OUTSIDE = [
     ("photos", "photos-out"),
@@ -175,8 +184,9 @@ def test_what_is_written_must_not_lie_where_images_are_listed(images: str, outpu
         job_options({"input": images, "output": output})
     with pytest.raises(ConfigError, match=r"lies in the input"):
         job_options({"input": images, "output": "main.safety", "checkpoints": output})
-    for named in ({"glob": "*.jpg"}, {"format": "webdataset"}):
-        job_options({"input": images, "output": output, **named})
+    with pytest.raises(ConfigError, match=r"lies in the input"):
+        job_options({"input": images, "output": output, "glob": "*"})
+    job_options({"input": images, "output": output, "format": "webdataset"})
 
 
 @pytest.mark.parametrize(("images", "output"), OUTSIDE)

@@ -10,7 +10,7 @@ import pyarrow as pa
 from nsfw_spark.errors import ImageError
 from nsfw_spark.readers import Chunk
 from nsfw_spark.readers.chunk import CHUNK_ROWS
-from nsfw_spark.readers.files import COLUMNS, ContentReader, LocalFileReader
+from nsfw_spark.readers.files import COLUMNS, ContentReader, FileReader
 
 MODIFIED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -27,7 +27,7 @@ def test_a_file_that_is_too_long_is_not_read(tmp_path: Path) -> None:
         file.truncate(1 << 40)  # a sparse file: it takes no disk space
     (tmp_path / "short.jpg").write_bytes(b"abc")
     uris = [f"file:{tmp_path}/{name}.jpg" for name in ("long", "short")]
-    (chunk,) = LocalFileReader(max_bytes=3).read(iter([listed(uris)]))
+    (chunk,) = FileReader(max_bytes=3).read(iter([listed(uris)]))
     long, short = chunk.contents
     assert isinstance(long, ImageError)
     assert (long.status, short) == ("too_large", b"abc")
@@ -36,7 +36,7 @@ def test_a_file_that_is_too_long_is_not_read(tmp_path: Path) -> None:
 
 def test_files_are_read_by_hadoops_names(tmp_path: Path) -> None:
     (tmp_path / "a b%20#+.jpg").write_bytes(b"bytes")
-    (chunk,) = LocalFileReader().read(iter([listed([f"file:{tmp_path}/a b%20#+.jpg"])]))
+    (chunk,) = FileReader().read(iter([listed([f"file:{tmp_path}/a b%20#+.jpg"])]))
     assert list(chunk.contents) == [b"bytes"]
     assert chunk.columns.schema == COLUMNS
     assert chunk.columns.to_pylist() == [
@@ -45,7 +45,7 @@ def test_files_are_read_by_hadoops_names(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
-    (chunk,) = LocalFileReader().read(iter([listed([f"file:{tmp_path}/gone.jpg", f"file:{tmp_path}"])]))
+    (chunk,) = FileReader().read(iter([listed([f"file:{tmp_path}/gone.jpg", f"file:{tmp_path}"])]))
     gone, directory = chunk.contents
     assert isinstance(gone, ImageError)
     assert isinstance(directory, ImageError)
@@ -55,7 +55,7 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
 
 
 def test_files_are_read_only_when_they_are_wanted(tmp_path: Path) -> None:
-    (chunk,) = LocalFileReader().read(iter([listed([f"file:{tmp_path}/later.jpg"])]))
+    (chunk,) = FileReader().read(iter([listed([f"file:{tmp_path}/later.jpg"])]))
     (tmp_path / "later.jpg").write_bytes(b"now")
     assert list(chunk.contents) == [b"now"]
 

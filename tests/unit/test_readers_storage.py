@@ -1,7 +1,8 @@
-"""Storage: takes Hadoop's names and credentials as they are; raises OSError for unreadable files."""
+"""Storage: takes Hadoop's names and credentials as they are; an unreadable file is `missing`."""
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
-from nsfw_spark.errors import ConfigError
+from nsfw_spark.errors import ConfigError, ImageError
 from nsfw_spark.readers.storage import HADOOP_PREFIXES, Storage
 
 ODD_NAMES = ["a b", "a%20b", "100%", "a#b", "a+b", "a?b", "a&b=c", "日本 é", "a:b", "a\\b", "~"]
@@ -84,9 +85,9 @@ def test_between_file_systems_nothing_is_moved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["absent", "", "null\0byte"])
-def test_what_cannot_be_opened_is_an_os_error(tmp_path: Path, name: str) -> None:
+def test_what_cannot_be_opened_is_missing(tmp_path: Path, name: str) -> None:
     for opened in (LOCAL.open_stream, LOCAL.open_file):
-        with pytest.raises(OSError, match=r"absent|directory|NUL"):
+        with pytest.raises((FileNotFoundError, ImageError), match=r"absent|directory|NUL"):
             opened(f"file:{tmp_path}/{name}")
 
 
@@ -179,6 +180,47 @@ def test_s3_is_what_hadoop_is_told(settings: dict[str, str], expected: dict[str,
 
 
 @pytest.mark.parametrize(
+    ("endpoint", "region"),
+    [
+        ("s3.eu-central-1.amazonaws.com", "eu-central-1"),
+        ("https://s3.eu-central-1.amazonaws.com:443/", "eu-central-1"),
+        ("s3-eu-west-1.amazonaws.com", "eu-west-1"),
+        ("s3.dualstack.ap-southeast-2.amazonaws.com", "ap-southeast-2"),
+        ("s3-fips.us-gov-west-1.amazonaws.com", "us-gov-west-1"),
+        ("s3-fips.dualstack.us-east-2.amazonaws.com", "us-east-2"),
+        ("https://bucket.vpce-0a1-b2.s3.eu-west-3.vpce.amazonaws.com", "eu-west-3"),
+        ("s3.cn-north-1.amazonaws.com.cn", "cn-north-1"),
+        ("s3-external-1.amazonaws.com", "us-east-1"),  # pyarrow's default
+        ("s3.eu-central-1.amazonaws.com.example", "us-east-1"),
+    ],
+)
+def test_a_regional_endpoint_gives_the_region(
+    endpoint: str, region: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    assert made("s3a://mine/x", {"fs.s3a.endpoint": endpoint}).region == region
+    assert made("s3a://mine/x", {**REGION, "fs.s3a.endpoint": endpoint}).region == "eu-north-1"
+
+
+ROLE = {
+    **REGION,
+    "fs.s3a.aws.credentials.provider": "org.apache.hadoop.fs.s3a.auth.AssumedRoleCredentialProvider",
+    "fs.s3a.assumed.role.arn": "arn:aws:iam::1:role/r",
+    "fs.s3a.assumed.role.session.name": "nightly",
+}
+
+
+def test_a_role_is_assumed_where_hadoop_assumes_it() -> None:
+    expected = fs.S3FileSystem(role_arn="arn:aws:iam::1:role/r", session_name="nightly", region="eu-north-1")
+    assert made("s3a://mine/x", ROLE).__reduce__() == expected.__reduce__()
+    without = {name: value for name, value in ROLE.items() if "provider" not in name}
+    assert made("s3a://mine/x", without).__reduce__() == fs.S3FileSystem(region="eu-north-1").__reduce__()
+    with pytest.raises(ConfigError, match=r"s3a://mine assumes the role arn.*AWS_ACCESS_KEY_ID"):
+        made("s3a://mine/x", {**ROLE, **SECRETS})
+
+
+@pytest.mark.parametrize(
     ("settings", "expected"),
     [
         ({"fs.gs.auth.type": "UNAUTHENTICATED"}, {"anonymous": True, "scheme": "https"}),
@@ -190,10 +232,27 @@ def test_google_storage_is_what_hadoop_is_told(settings: dict[str, str], expecte
     assert made("gs://bucket/x", settings).__reduce__() == fs.GcsFileSystem(**expected).__reduce__()
 
 
+@pytest.mark.parametrize("prefix", ["fs.gs.auth", "google.cloud.auth"])
+def test_google_storage_takes_the_key_file_that_hadoop_takes(
+    prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/another")
+    name = f"{prefix}.service.account.json.keyfile"
+    assert name.startswith(HADOOP_PREFIXES)
+    settings = {name: str(tmp_path / "key.json"), "fs.gs.auth.type": "UNAUTHENTICATED"}
+    with pytest.raises(ConfigError, match=r"key\.json .*is not on .*; expected it on the driver and on all"):
+        made("gs://bucket/x", settings)
+    (tmp_path / "key.json").touch()
+    made("gs://bucket/x", settings)
+    assert os.environ["GOOGLE_APPLICATION_CREDENTIALS"] == str(tmp_path / "key.json")
+
+
 KEY = "a2V5"  # Azure's are Base64
 HOST = "account.dfs.core.windows.net"
+MSI = "fs.azure.account.oauth.provider.type"
+CLIENT = {"fs.azure.account.oauth2.client.id": "me"}
 OAUTH = {
-    "fs.azure.account.oauth2.client.id": "me",
+    **CLIENT,
     f"fs.azure.account.oauth2.client.secret.{HOST}": "S",
     f"fs.azure.account.oauth2.client.endpoint.{HOST}": "https://login.microsoftonline.com/us/oauth2/token",
 }
@@ -207,6 +266,13 @@ OAUTH = {
         (HOST, {f"fs.azure.account.key.other.{HOST}": KEY}, {}),
         (HOST, OAUTH, {"client_id": "me", "client_secret": "S", "tenant_id": "us"}),
         (HOST, {**OAUTH, "fs.azure.account.key": KEY}, {"account_key": KEY}),
+        (HOST, {"fs.azure.sas.fixed.token": "sv=1&sig=2"}, {"sas_token": "?sv=1&sig=2"}),
+        (HOST, {**OAUTH, f"fs.azure.sas.fixed.token.{HOST}": "?sv=1"}, {"sas_token": "?sv=1"}),
+        (HOST, {f"fs.azure.sas.container.{HOST}": "sv=1"}, {"sas_token": "?sv=1"}),
+        (HOST, {f"fs.azure.sas.other.{HOST}": "sv=1"}, {}),
+        (HOST, {MSI: "org.apache.hadoop.fs.azurebfs.oauth2.MsiTokenProvider", **CLIENT}, {"client_id": "me"}),
+        (HOST, {MSI: "org.apache.hadoop.fs.azurebfs.oauth2.MsiTokenProvider"}, {}),
+        (HOST, CLIENT, {}),
         (
             "account.dfs.core.cloud.example",
             {},
@@ -270,7 +336,7 @@ def test_in_a_bucket_files_are_read_at_any_place_and_moved(bucket: Storage) -> N
 @pytest.mark.parametrize(
     "uri", ["s3a://bucket/absent", "s3a://no-bucket/x", "s3a://bucket/a//b", "s3a://bucket"]
 )
-def test_what_cannot_be_opened_in_a_bucket_is_an_os_error(bucket: Storage, uri: str) -> None:
+def test_what_cannot_be_opened_in_a_bucket_is_missing(bucket: Storage, uri: str) -> None:
     for opened in (bucket.open_stream, bucket.open_file):
-        with pytest.raises(OSError, match=r"bucket|file"):
+        with pytest.raises((FileNotFoundError, ImageError), match=r"bucket|file"):
             opened(uri)

@@ -262,7 +262,7 @@ def test_a_damaged_page_of_the_metadata_costs_its_row_group(tmp_path: Path) -> N
     assert vectors_in(rows) == [*numbers(30)[:10].tolist(), *numbers(30)[20:].tolist()]
     [(image_id, _, message)] = problems_in(rows)
     assert image_id == f"file:{path}#10"
-    assert "beside it, rows 10 to 19" in message
+    assert "beside it: rows 10 to 19" in message
 
 
 def test_every_row_of_another_dimension_says_so(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from pyarrow import fs
 from werkzeug.serving import make_server
 
-from nsfw_spark.errors import ImageError
+from nsfw_spark.errors import STORAGE_FAILED, ImageError
+from nsfw_spark.readers import storage as storage_module
 from nsfw_spark.readers.storage import Storage
 from nsfw_spark.readers.webdataset import TarReader
 from tests.unit.test_readers_webdataset import Row, listed, photos, rows_of, tar_of
@@ -21,7 +22,8 @@ from tests.unit.test_readers_webdataset import Row, listed, photos, rows_of, tar
 NUM_IMAGES: Final = 40
 TAR: Final = tar_of(*photos(NUM_IMAGES, size=300_000))
 """Longer than one request."""
-ERROR: Final = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>not now</Message></Error>"
+ERROR: Final = "<?xml version='1.0'?><Error><Code>{}</Code><Message>{}</Message></Error>"
+ARCHIVED: Final = "403 InvalidObjectState"
 
 
 @dataclass
@@ -41,7 +43,8 @@ class FailingServer:
             if self.after < 0 and self.times > 0:
                 self.times -= 1
                 start_response(self.status, [("Content-Type", "application/xml")])
-                return [ERROR % self.status.partition(" ")[2].encode()]
+                said = "not valid for the object's storage class" if self.status == ARCHIVED else "not now"
+                return [ERROR.format(self.status.partition(" ")[2], said).encode()]
         return self.app(environ, start_response)
 
 
@@ -80,23 +83,51 @@ def read(storage: Storage) -> list[Row]:
     return rows_of(TarReader(storage).read(iter([listed("s3a://tars/a.tar")])))
 
 
-def test_a_tar_whose_store_recovers_is_read_to_its_end(server: tuple[FailingServer, Storage]) -> None:
+@pytest.fixture(autouse=True)
+def _waits_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_module, "_FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(storage_module._StoredFile, "_is_down", False)
+
+
+@pytest.mark.parametrize("times", [1, 12])  # the cloud's own client asks three times
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_tar_whose_store_recovers_is_read_to_its_end(
+    server: tuple[FailingServer, Storage], after: int, times: int
+) -> None:
     failing, storage = server
-    failing.after, failing.times = 1, 1
+    failing.after, failing.times = after, times
     rows = read(storage)
     assert failing.times == 0, "no request failed"
     assert len(rows) == NUM_IMAGES
     assert not [row for row in rows if isinstance(row["content"], ImageError)]
 
 
+@pytest.mark.parametrize("status", ["403 AccessDenied", ARCHIVED, "503 SlowDown"])
 def test_a_tar_whose_store_fails_for_good_has_a_row_that_says_so(
-    server: tuple[FailingServer, Storage],
+    server: tuple[FailingServer, Storage], status: str
 ) -> None:
     failing, storage = server
-    failing.after, failing.times, failing.status = 1, inf, "403 AccessDenied"  # which no client tries again
+    failing.after, failing.times, failing.status = 1, inf, status
     *whole, last = read(storage)
     assert 0 < len(whole) < NUM_IMAGES
     assert not [row for row in whole if isinstance(row["content"], ImageError)]
     assert last["image_id"] == "s3a://tars/a.tar"
     assert last["content"].status == "missing"
     assert "could not be read" in last["content"].message
+    is_failure = last["content"].message.startswith(STORAGE_FAILED)
+    assert is_failure == status.startswith("503"), last["content"].message
+
+
+def test_while_a_store_is_down_only_the_first_file_waits_for_it(
+    server: tuple[FailingServer, Storage],
+) -> None:
+    failing, storage = server
+    failing.times = inf
+    asked = []
+    for _ in range(2):
+        before = failing.after
+        assert read(storage)[0]["content"].status == "missing"
+        asked.append(before - failing.after)
+    assert asked[1] < asked[0] / 4
+    failing.times = 0
+    assert len(read(storage)) == NUM_IMAGES

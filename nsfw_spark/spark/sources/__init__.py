@@ -7,7 +7,7 @@ and `delta` one in each row. `embeddings` has vectors that another program compu
 
 from __future__ import annotations
 
-from nsfw_spark.spark.sources.files import ImageFiles, ListedFiles
+from nsfw_spark.spark.sources.files import ImageFiles, ListedFiles, is_below
 from nsfw_spark.spark.sources.open import open_source
 from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions, check_ids
 
@@ -18,5 +18,6 @@ __all__ = [
     "Source",
     "SourceOptions",
     "check_ids",
+    "is_below",
     "open_source",
 ]

@@ -61,7 +61,7 @@ class DeltaRows(Source):
             return column.cast(ArrayType(FloatType()))
         return column["bytes"] if isinstance(field.dataType, StructType) else column
 
-    def stream(self, limit: Limit, *, skip_unreadable: bool = False) -> DataFrame:  # noqa: ARG002
+    def stream(self, limit: Limit) -> DataFrame:
         """Read new rows: see `Source.stream`."""
         reader = self.spark.readStream.format("delta")
         if limit.num_files is None:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from py4j.protocol import Py4JJavaError
-from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, LongType, StringType, StructField, StructType, TimestampType
 
 from nsfw_spark.errors import ConfigError, ImageError, InputError
 from nsfw_spark.readers.chunk import MOST_BYTES
-from nsfw_spark.readers.files import ContentReader, LocalFileReader
+from nsfw_spark.readers.files import ContentReader, FileReader
+from nsfw_spark.readers.storage import OPENED_ANYWHERE
 from nsfw_spark.spark.hadoop import file_system, literally, local_path, name_matcher
 from nsfw_spark.spark.schema import IMAGE_ID, MODIFICATION_TIME
 from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions
@@ -67,9 +68,9 @@ class ListedFiles(Source):
                 f"{self.holds}"
             )
 
-    def stream(self, limit: Limit, *, skip_unreadable: bool = False) -> DataFrame:
+    def stream(self, limit: Limit) -> DataFrame:
         """List new files: see `Source.stream`."""
-        return self.prepared(self.files(limit, skip_unreadable=skip_unreadable))
+        return self.prepared(self.files(limit))
 
     def batch(self) -> DataFrame:
         """List all files: see `Source.batch`."""
@@ -83,11 +84,25 @@ class ListedFiles(Source):
         """Return the reader's input for some files of a listing."""
         return self.prepared(self.spark.createDataFrame(files, _LISTED_SCHEMA))
 
+    def rows_of(self, scores: DataFrame) -> DataFrame:
+        """Return the rows of image_scores that this source could have made, with their file as `file`.
+
+        Rows of files that another format or `--glob` reads below the same directory are not among them.
+        """
+        file = F.col(str(self.file_column))
+        rows = scores.filter(is_below(file, self.uri)).withColumn("file", file)
+        if self.file_column == "image_id" and "source_file" in scores.columns:
+            rows = rows.filter(F.col("source_file").isNull())
+        if self._glob is None:
+            return rows
+        pattern = name_matcher(self.spark, self._glob).compiled().pattern()
+        return rows.filter(F.substring_index("file", "/", -1).rlike(pattern))
+
     def prepared(self, files: DataFrame) -> DataFrame:
         """Turn binaryFile's columns into the reader's input."""
         return files.select(*LISTED)
 
-    def files(self, limit: Limit | None = None, *, skip_unreadable: bool = False) -> DataFrame:
+    def files(self, limit: Limit | None = None) -> DataFrame:
         """Return binaryFile's columns of all files, or with a limit of new files, as a stream."""
         if limit is None:
             return self._load(self.uri)
@@ -100,7 +115,6 @@ class ListedFiles(Source):
             .option("maxFileAge", "36500d")
             # A file that is deleted after it was listed would fail its micro-batch again and again.
             .option("ignoreMissingFiles", "true")
-            .option("ignoreCorruptFiles", str(skip_unreadable).lower())
         )
         return reader.load(literally(self.uri))
 
@@ -130,8 +144,8 @@ class ListedFiles(Source):
             raise InputError(f"input {uri} cannot be read: {reason}. Expected a directory") from None
         return str(path.toString())
 
-    def _load(self, *uris: str) -> DataFrame:
-        reader = self.spark.read.format("binaryFile").options(**self._file_options())
+    def _load(self, *uris: str, **options: str) -> DataFrame:
+        reader = self.spark.read.format("binaryFile").options(**self._file_options(), **options)
         return reader.schema(_BINARY_FILE).load([literally(uri) for uri in uris])
 
     def _limit_options(self, limit: Limit) -> dict[str, str]:
@@ -157,34 +171,37 @@ class ImageFiles(ListedFiles):
     def __init__(self, spark: SparkSession, options: SourceOptions) -> None:
         super().__init__(spark, options)
         options.check_named(self.columns.names)
-        self._is_local = self.uri.startswith("file:")
-        self.reader = LocalFileReader(options.max_bytes) if self._is_local else ContentReader(self.max_bytes)
+        scheme = self.uri.partition(":")[0]
+        self._is_read_by_spark = scheme not in OPENED_ANYWHERE
+        storage = None if scheme == "file" else self.storage()
+        reader = FileReader(storage, self.max_bytes)
+        self.reader = ContentReader(self.max_bytes) if self._is_read_by_spark else reader
 
     def images(self, limit: Limit | None = None) -> DataFrame:
         """Return binaryFile's columns and `image_id`: see `Source.images`."""
         return self.files(limit).withColumn("image_id", F.col("path"))
 
     def prepared(self, files: DataFrame) -> DataFrame:
-        """List local files; let Spark read the bytes of a store's files, for which it has the credentials.
+        """List files; let Spark read the bytes where Python has no client for the file system, as for HDFS.
 
         Spark reads a file whole, and a file beyond 2 GiB fails its task. So too long files are skipped before
         Spark opens them.
         """
-        if self._is_local:
+        if not self._is_read_by_spark:
             return files.select(*LISTED)
         return _as_images(files.filter(F.col("length") <= self.max_bytes))
 
     def listed_again(self, files: list[Row]) -> DataFrame:
         """Return the reader's input for some files: see `ListedFiles.listed_again`."""
-        if self._is_local:
+        if not self._is_read_by_spark:
             return super().listed_again(files)
-        # The rows of too long files are replaced too, so these files must be part of the result.
-        too_long = self.spark.createDataFrame(
-            [file for file in files if file.length > self.max_bytes], _LISTED_SCHEMA
-        )
-        rows = _as_images(too_long.withColumn("content", F.lit(None).cast("binary")))
+        # A file that Spark cannot read, or that is too long to be read, keeps its row without bytes.
         paths = [file.path for file in files if file.length <= self.max_bytes]
-        return self.prepared(self._load(*paths)).unionByName(rows) if paths else rows
+        listed = self.spark.createDataFrame(files, _LISTED_SCHEMA)
+        if not paths:
+            return _as_images(listed.withColumn("content", F.lit(None).cast("binary")))
+        contents = self._load(*paths, ignoreMissingFiles="true", ignoreCorruptFiles="true")
+        return _as_images(listed.join(contents.select("path", "content"), "path", "left"))
 
 
 def _as_images(files: DataFrame) -> DataFrame:
@@ -209,7 +226,7 @@ class AutoLoaderFiles(ImageFiles):
             )
         super().__init__(spark, options)
 
-    def stream(self, limit: Limit, *, skip_unreadable: bool = False) -> DataFrame:  # noqa: ARG002
+    def stream(self, limit: Limit) -> DataFrame:
         """List new files: see `Source.stream`."""
         reader = self.spark.readStream.format("cloudFiles").options(**self.auto_loader_options(limit))
         return self.prepared(reader.load(literally(self.uri)))
@@ -228,6 +245,11 @@ class AutoLoaderFiles(ImageFiles):
             "cloudFiles.allowOverwrites": "false",
             **self._file_options(),
         }
+
+
+def is_below(file: Column, directory: str) -> Column:
+    """Whether a file is a directory's, or the file of that name; a bucket's root ends in a slash."""
+    return file.startswith(f"{directory.rstrip('/')}/") | (file == directory)
 
 
 def files_below(spark: SparkSession, uri: str, glob: str | None = None) -> Iterator[str]:

@@ -119,7 +119,7 @@ def _schema_beside(storage: Storage, npy: str) -> StructType:
     for uri in metadata_paths(npy):
         try:
             storage.open_file(uri).close()
-        except OSError:
+        except FileNotFoundError:
             continue
         return parquet_schema(storage, uri)
     return StructType()

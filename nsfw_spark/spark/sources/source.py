@@ -119,8 +119,8 @@ class Source(ABC):
     max_bytes: int = MOST_BYTES
 
     @abstractmethod
-    def stream(self, limit: Limit, *, skip_unreadable: bool = False) -> DataFrame:
-        """List new rows, as a stream; skip files that Spark cannot read, or let them fail their task."""
+    def stream(self, limit: Limit) -> DataFrame:
+        """List new rows, as a stream."""
 
     @abstractmethod
     def batch(self) -> DataFrame:

@@ -1,0 +1,114 @@
+"""The session: which jars a local Spark gets, and the error if it cannot get them; no Spark starts here."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pyspark = pytest.importorskip("pyspark")
+
+from nsfw_spark.errors import ConfigError  # noqa: E402 - after the check for pyspark
+from nsfw_spark.spark import session  # noqa: E402
+
+DELTA = "io.delta:delta-spark_4.2_2.13:4.4.0"
+S3 = "s3a://bucket/photos"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home directory, a SPARK_HOME without jars, and its conf/; the Spark is 4.2."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SPARK_HOME", str(tmp_path / "spark"))
+    monkeypatch.delenv("SPARK_CONF_DIR", raising=False)
+    monkeypatch.setattr(session, "_SPARK", "4.2")
+    (tmp_path / "spark" / "conf").mkdir(parents=True)
+    return tmp_path
+
+
+def jars(*locations: str | None) -> dict[str, str]:
+    found = session._jar_settings(locations)
+    assert "software.amazon.awssdk:bundle" in found.pop("spark.jars.excludes").split(",")
+    return found
+
+
+def write_defaults(home: Path, *lines: str) -> None:
+    (home / "spark" / "conf" / "spark-defaults.conf").write_text("\n".join(lines), encoding="utf-8")
+
+
+def write_ivy(home: Path) -> list[Path]:
+    """Write the jars of Delta Lake as Spark's package manager stores them."""
+    folder = home / ".ivy2.5.2" / "jars"
+    folder.mkdir(parents=True)
+    parts = ("spark_4.2_2.13", "storage", "kernel-api", "kernel-defaults", "kernel-unitycatalog")
+    names = [f"io.delta_delta-{part}-4.4.0.jar" for part in parts]
+    names += [f"io.unitycatalog_unitycatalog-{part}-0.6.0.jar" for part in ("client", "hadoop")]
+    for name in names:
+        with zipfile.ZipFile(folder / name, "w") as jar:
+            jar.writestr("MANIFEST.MF", "")
+    (folder / "org.slf4j_slf4j-api-2.0.jar").touch()
+    return sorted(folder / name for name in names)
+
+
+def test_delta_lake_has_the_version_that_was_tried_whatever_python_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib_metadata.version", lambda _: "4.4.1")
+    assert jars("/photos", None) == {"spark.jars.packages": DELTA}
+    monkeypatch.setattr(session, "_SPARK", "4.9")
+    monkeypatch.setattr(pyspark, "__version__", "4.9.0")
+    assert jars(S3) == {"spark.jars.packages": "io.delta:delta-spark_4.9_2.13:4.4.1"}
+
+
+def test_for_s3_its_connector_comes_too() -> None:
+    first, connector, *amazons = jars("/photos", S3)["spark.jars.packages"].split(",")
+    assert (first, connector) == (DELTA, "org.apache.hadoop:hadoop-aws:3.5.0")
+    assert "software.amazon.awssdk:s3:2.57.8" in amazons
+    assert len(amazons) == 5
+
+
+def test_jars_that_are_there_are_not_asked_for_again(home: Path) -> None:
+    there = write_ivy(home)
+    assert jars() == {"spark.jars": ",".join(map(str, there))}
+    assert jars(S3)["spark.jars.packages"].startswith("org.apache.hadoop:hadoop-aws:")
+    (home / "spark" / "jars").mkdir()
+    (home / "spark" / "jars" / "hadoop-aws-3.5.0.jar").touch()
+    assert "spark.jars.packages" not in jars(S3)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_jars_of_a_download_that_was_killed_are_asked_for_again(home: Path, damage: str) -> None:
+    for jar in write_ivy(home):
+        content = jar.read_bytes()
+        jar.unlink() if damage == "gone" else jar.write_bytes(content[:30])
+        assert jars() == {"spark.jars.packages": DELTA}
+        jar.write_bytes(content)
+
+
+def test_jars_of_the_defaults_file_stay(home: Path) -> None:
+    write_defaults(home, "# spark.jars no", "spark.jars=/my/a.jar", " spark.jars.packages  org.my:b:1", "")
+    assert jars() == {"spark.jars.packages": f"org.my:b:1,{DELTA}"}
+    there = ",".join(map(str, write_ivy(home)))
+    assert jars() == {"spark.jars": f"/my/a.jar,{there}"}
+    write_defaults(home, f"spark.jars.packages {DELTA},org.apache.hadoop:hadoop-aws:3.5.0")
+    assert jars(S3) == {}
+
+
+def test_a_directory_of_jars_needs_no_network(home: Path) -> None:
+    (home / "mine").mkdir()
+    for name in ("delta-spark_4.2_2.13-4.4.0.jar", "hadoop-aws-3.5.0.jar"):
+        (home / "mine" / name).touch()
+    write_defaults(home, f"spark.jars {home}/mine/*.jar")
+    assert jars(S3) == {}
+
+
+def test_without_its_jars_spark_says_which_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise pyspark.errors.PySparkRuntimeError(errorClass="JAVA_GATEWAY_EXITED", messageParameters={})
+
+    monkeypatch.setattr(session.SparkSession.Builder, "getOrCreate", fail)
+    monkeypatch.setattr(session, "_check_java", lambda: None)
+    monkeypatch.setenv("PYSPARK_PYTHON", "python3")
+    with pytest.raises(ConfigError, match=rf"Maven for {DELTA}.*proxyHost.*spark\.jars /DIRECTORY"):
+        session._local_session([])

@@ -26,12 +26,14 @@ from typing import IO, Final, Self
 
 import psutil
 from py4j.protocol import Py4JError, Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from nsfw_spark.errors import TableError
 from nsfw_spark.host.directory import is_running
 from nsfw_spark.spark.hadoop import delete, local_path, modified_ms, read_text, write_text
 from nsfw_spark.spark.tables import Output
+from nsfw_spark.uris import in_sql
 
 POLL_SECONDS: Final = 0.2
 """Time between two looks at a lock."""
@@ -48,15 +50,16 @@ def one_run_at_a_time(output: Output) -> Iterator[bool]:
     """Hold the output's lock for this run.
 
     Yields:
-        Whether the lock is held. A catalog schema without a directory for checkpoints has no place for it;
-        only `filter` works without a lock.
+        Whether the lock is held. A catalog schema may have no place for it: neither a directory to which
+        this user may write, nor one for checkpoints; only `filter` works without a lock.
 
     Raises:
         TableError: Another run holds the lock, or took it while this process was suspended. Or this user
             cannot write to the output.
     """
-    # The lock of a directory lies in the same place, wherever its checkpoints are.
-    directory = output.checkpoints if output.is_schema else f"{output.location}/_checkpoints"
+    # The lock lies with the tables, wherever the checkpoints of each job are.
+    beside = _directory_of_schema(output) if output.is_schema else f"{output.location}/_checkpoints"
+    directory = beside or output.checkpoints
     if directory is None:
         yield False
         return
@@ -65,6 +68,21 @@ def one_run_at_a_time(output: Output) -> Iterator[bool]:
     lock = locked_file(path) if path is not None and has_flock(path) else Lease(output.spark, uri).held()
     with lock:
         yield True
+
+
+def _directory_of_schema(output: Output) -> str | None:
+    """Return a directory beside a schema's tables; None if this user may not write there."""
+    try:
+        described = output.spark.sql(f"DESCRIBE SCHEMA {in_sql(output.location)}").collect()
+        location = dict(map(tuple, described)).get("Location")
+        if not location:
+            return None
+        probe = f"{location}/_nsfw_spark/probe-{uuid.uuid4().hex}"
+        write_text(output.spark, probe, "", overwrite=True)
+        delete(output.spark, probe)
+    except (PySparkException, Py4JError):
+        return None
+    return f"{location}/_nsfw_spark"
 
 
 def has_flock(path: Path) -> bool:

@@ -197,12 +197,34 @@ def test_an_output_is_held_wherever_it_lies(
     assert path.exists() == (where != "remote")  # a lease is a file, a kernel's lock has one
 
 
-def test_a_schema_is_held_where_its_checkpoints_are(spark: SparkSession, tmp_path: Path) -> None:
+def test_a_schema_without_a_directory_is_held_where_its_checkpoints_are(
+    spark: SparkSession, tmp_path: Path
+) -> None:
     with one_run_at_a_time(Output(spark, "main.safety", str(tmp_path))) as is_held:
         assert is_held
         assert (tmp_path / "run.lock").exists()
     with one_run_at_a_time(Output(spark, "main.safety", None)) as is_held:
         assert not is_held
+
+
+def test_a_schema_has_one_lock_wherever_the_checkpoints_of_its_jobs_are(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    schema = "spark_catalog.held"
+    spark.sql(f"CREATE SCHEMA {schema} LOCATION '{tmp_path / 'schema'}'")
+    try:
+        with one_run_at_a_time(Output(spark, schema, str(tmp_path / "mine"))):
+            for checkpoints in (str(tmp_path / "yours"), None):  # `filter` has none
+                with (
+                    pytest.raises(TableError, match="another run writes to this output"),
+                    one_run_at_a_time(Output(spark, schema, checkpoints)),
+                ):
+                    pass
+        with one_run_at_a_time(Output(spark, schema, None)) as is_held:
+            assert is_held
+        assert [path.name for path in (tmp_path / "schema").rglob("*")] == ["_nsfw_spark", "run.lock"]
+    finally:
+        spark.sql(f"DROP SCHEMA {schema} CASCADE")
 
 
 @pytest.mark.parametrize("where", ["a file", "below a file", "a read-only file system"])

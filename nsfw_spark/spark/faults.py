@@ -13,12 +13,14 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote
 
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
+from pyspark.sql import functions as F
 
 from nsfw_spark.errors import StorageError, TableError
 from nsfw_spark.spark.checkpoints import checkpoint_id, last_committed_batch
@@ -145,8 +147,10 @@ def _problem(output: Output, table: str) -> str | None:
     return None
 
 
-def check_holds(output: Output, checkpoint: str) -> None:
+def check_holds(output: Output, checkpoint: str, *, is_repair: bool) -> None:
     """Make sure that image_scores holds all that a checkpoint has noted as written.
+
+    `is_repair` says whether this run scores files that have no row, such as those that a RESTORE undid.
 
     Raises:
         TableError: The table is gone, or commits to it are.
@@ -154,30 +158,48 @@ def check_holds(output: Output, checkpoint: str) -> None:
     noted = last_committed_batch(output.spark, checkpoint)
     if noted < 0:
         return
-    name = output.name(IMAGE_SCORES)
+    name, query = output.name(IMAGE_SCORES), checkpoint_id(output.spark, checkpoint)
     if not output.exists(IMAGE_SCORES):
         raise TableError(
             f"there is no table {name}, and the checkpoint {checkpoint} says that images were written to it: "
             "they would not be scored again. Restore the table, or delete the checkpoint too"
         )
-    commits = _since_created(history(output, IMAGE_SCORES))
+    commits = _in_effect(history(output, IMAGE_SCORES))
     _check_no_empty_commit(output, commits)
-    written = _last_written(commits, checkpoint_id(output.spark, checkpoint))
-    if written is not None and written < noted:
-        raise TableError(
-            f"{name} ends with micro-batch {written} of {checkpoint}, which says that {noted} was written: "
-            "commits to the table were lost, and their images would not be scored again. Restore the last "
-            "files of its _delta_log, or score all again with --rescore all"
-        )
+    written = _last_written(commits, query)
+    if written is None or written >= noted:
+        return
+    restored = next((commit.version for commit in commits if commit.operation == "RESTORE"), None)
+    if restored is not None and (is_repair or _ended_since(output, query, restored)):
+        return
+    lost, advice = "commits to the table were lost", "Restore the last files of its _delta_log"
+    if restored is not None:
+        lost = f"its version {restored} is a RESTORE to an earlier one"
+        advice = f"RESTORE it to version {restored - 1}, score files again with --rescore changed"
+    raise TableError(
+        f"{name} ends with micro-batch {written} of {checkpoint}, which says that {noted} was written: "
+        f"{lost}, and images would not be scored again. {advice}, or score all again with --rescore all"
+    )
 
 
-def _since_created(commits: list[Any]) -> list[Any]:
-    """Return the commits, newest first, down to the one that created or replaced the table."""
-    found = []
-    for commit in commits:
+def _ended_since(output: Output, query: str, version: int) -> bool:
+    """Whether a run of this stream, and so a repair, has ended since a version of image_scores."""
+    is_ended = F.col("last_batch").isNotNull() & (F.col("image_scores_version") > version)
+    runs = output.table(RUNS) if output.exists(RUNS) else None
+    return runs is not None and not runs.filter(F.col("checkpoint").endswith(query) & is_ended).isEmpty()
+
+
+def _in_effect(commits: list[Any]) -> list[Any]:
+    """Return the commits, newest first, since the table was created, without those that a RESTORE undid."""
+    found, last = [], commits[0].version
+    for commit in (each for each in commits if each.version <= last):
         found.append(commit)
         if (commit.operation or "").startswith(("CREATE", "REPLACE TABLE", "CLONE")):
             break
+        if commit.operation == "RESTORE":
+            version, at = (commit.operationParameters.get(key) for key in ("version", "timestamp"))
+            times = [each.version for each in commits if at and each.timestamp <= datetime.fromisoformat(at)]
+            last = int(version) if version else max(times, default=-1)
     return found
 
 
@@ -193,7 +215,7 @@ def _last_written(commits: list[Any], query: str) -> int | None:
 
 def written_batch(output: Output, checkpoint: str) -> int:
     """Return the last micro-batch of a checkpoint that image_scores holds; -1 for none."""
-    commits = _since_created(history(output, IMAGE_SCORES))
+    commits = _in_effect(history(output, IMAGE_SCORES))
     written = _last_written(commits, checkpoint_id(output.spark, checkpoint))
     return -1 if written is None else written
 

@@ -90,7 +90,7 @@ class ScoringJob:
         tables.check_output(output, self._columns(), self.scoring.name, fingerprint)
         self._check_policy(output)
         checkpoint = find_checkpoint(output, self.source, generation)
-        check_holds(output, checkpoint)
+        check_holds(output, checkpoint, is_repair=self.options.rescore == "changed")
         return Target(output, generation, checkpoint)
 
     def score(self, target: Target) -> Counts:

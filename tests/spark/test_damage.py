@@ -185,3 +185,27 @@ def test_a_micro_batch_that_adds_no_row_is_no_loss(score: Run, tmp_path: Path) -
     write_files(images, {"empty.png": b""})
     assert score(images, output).counts.images == 1
     assert score(images, output).counts.images == 0
+
+
+def test_images_that_a_restore_took_away_are_missed_and_scored_again(
+    spark: SparkSession, score: Run, tmp_path: Path
+) -> None:
+    images, output = write_files(tmp_path / "images", {"a.png": GOOD["plain.png"]}), tmp_path / "out"
+    score(images, output)
+    table = f"delta.`{output}/image_scores`"
+    before = spark.sql(f"DESCRIBE HISTORY {table} LIMIT 1").collect()[0]
+    write_files(images, {"b.png": GOOD["one+one.png"], "c.png": GOOD["100%.png"]})
+    assert score(images, output).counts.images == 2
+    last = len(Tables(spark, output).operations("image_scores")) - 1
+    spark.sql(f"RESTORE TABLE {table} TO VERSION AS OF {before.version}")
+    said = refusal(score, images, output)
+    assert f"its version {last + 1} is a RESTORE" in said
+    assert f"RESTORE it to version {last}, score files again with --rescore changed, or" in said
+    spark.sql(f"RESTORE TABLE {table} TO VERSION AS OF {last}")
+    assert score(images, output).counts.images == 0
+    spark.sql(f"RESTORE TABLE {table} TO TIMESTAMP AS OF '{before.timestamp}'")
+    assert f"its version {last + 3} is a RESTORE" in refusal(score, images, output)
+    assert score(images, output, rescore="changed").counts.images == 2
+    write_files(images, {"d.png": GOOD["it's.png"]})
+    assert [score(images, output).counts.images for _ in range(2)] == [1, 0]
+    assert set(Tables(spark, output).rows("image_scores")) == {image_id(path) for path in images.iterdir()}

@@ -77,10 +77,10 @@ def need_spark() -> None:
 
 def _download_jars() -> None:
     """Fill ~/.ivy2 by one Spark, while other test processes wait: two downloads at once break each other."""
-    from nsfw_spark.spark.session import _downloaded_jars
+    from nsfw_spark.spark.jars import downloaded_jars
 
     with (Path(tempfile.gettempdir()) / f"nsfw-spark-tests-{os.getuid()}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _downloaded_jars():
+        if not downloaded_jars():
             code = "from nsfw_spark.spark.session import get_session; get_session().stop()"
             subprocess.run([sys.executable, "-c", code], check=True, stdin=subprocess.DEVNULL)

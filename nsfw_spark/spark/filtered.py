@@ -37,6 +37,7 @@ from nsfw_spark.spark.tables import (
     changes_no_row,
     history,
     only_adds,
+    only_once,
     properties,
     replace_table,
 )
@@ -126,7 +127,8 @@ def update_filtered(output: Output, policy: Policy, contents: Contents | None = 
         if first is None or passes_over or last[table].state == now:
             return first is not None and last[table].state == now
         options = _write_options(now, last[table], is_gathered=contents is None)
-        writer = rows(table, _added(output, first, now.image_scores_version)).writeTo(output.name(table))
+        added = rows(table, _added(output, first, now.image_scores_version))
+        writer = output.writer(table, added)
         return _append(writer.options(**options, mergeSchema="true"))
 
     replaced = [table for table, done in zip(FILTERED, at_once(append, FILTERED), strict=True) if not done]
@@ -261,8 +263,8 @@ def _gathered(snapshot: DataFrame, policy: Policy, size: int) -> set[str]:
 
 def _write_options(now: FilterState, last: _Commit, *, is_gathered: bool) -> dict[str, str]:
     """Return the options of a write; of two jobs whose writes follow one commit, Delta skips the second's."""
-    transaction = {"txnAppId": "nsfw_spark", "txnVersion": str(last.version + 1)}
-    return transaction | {"userMetadata": json.dumps(asdict(now)), "optimizeWrite": str(is_gathered).lower()}
+    gathered = str(is_gathered).lower()
+    return only_once(last.version) | {"userMetadata": json.dumps(asdict(now)), "optimizeWrite": gathered}
 
 
 def _table_properties(output: Output, policy: Policy) -> dict[str, str]:

@@ -116,8 +116,10 @@ class ScoringJob:
         tables.ensure_image_scores(output, columns, scoring.name, scoring.fingerprint, self_check=known)
         timings = self._stream(target, columns)
         self._account_for_skipped(target)
+        version = tables.last_version(output, IMAGE_SCORES) or 0
         if (listed := source.left_over(output.table(IMAGE_SCORES))) is not None:
-            self._rows(listed, columns, output).writeTo(output.name(IMAGE_SCORES)).append()
+            writer = output.writer(IMAGE_SCORES, self._rows(listed, columns, output))
+            writer.options(**tables.only_once(version)).append()
         return timings
 
     def _stream(self, target: Target, columns: StructType) -> Timings:
@@ -154,7 +156,7 @@ class ScoringJob:
             metadata = json.dumps({"queryId": query, "epochId": next_})
             options = {"txnAppId": query, "txnVersion": next_, "userMetadata": metadata}
             rows = self._rows(self.source.listed_again(files), columns, output)
-            rows.writeTo(output.name(IMAGE_SCORES)).options(**options).append()
+            output.writer(IMAGE_SCORES, rows).options(**options).append()
         begin_empty_batch(spark, checkpoint, number)
         return True
 
@@ -231,9 +233,10 @@ def _write(scored: DataFrame, target: Target) -> Counts:
         .trigger(availableNow=True)
     )
     name, output = target.output.name(IMAGE_SCORES), target.output
+    output.fence.check()
     query = writer.toTable(name) if output.is_schema else writer.start(output.path(IMAGE_SCORES))
     try:
-        return follow(query)
+        return follow(query, output.fence)
     except StreamingQueryException:
         check_still_there(scored.sparkSession, target.checkpoint)
         raise

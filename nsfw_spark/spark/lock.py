@@ -1,7 +1,8 @@
 """One run at a time: the lock of an output, with a message for the run that comes second.
 
 Two runs of one output would score the same images twice. On a local disk the kernel's `flock` is the lock; it
-ends with its process. On other file systems a lease is the lock: a file that its holder renews.
+ends with its process. On other file systems a lease is the lock: a file that its holder renews. A holder that
+could not renew it may have lost it: it cancels its Spark jobs, and its `Fence` lets no further write begin.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import errno
 import fcntl
 import json
 import os
-import signal
 import socket
 import sys
 import threading
@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Final, Self
@@ -31,6 +31,7 @@ from pyspark.sql import SparkSession
 
 from nsfw_spark.errors import TableError
 from nsfw_spark.host.directory import is_running
+from nsfw_spark.spark.fence import Fence, Times
 from nsfw_spark.spark.hadoop import delete, local_path, modified_ms, read_text, write_text
 from nsfw_spark.spark.tables import Output
 from nsfw_spark.uris import in_sql
@@ -43,6 +44,9 @@ _NO_FLOCK: Final = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}  # Lustre and FUS
 _FORBIDDEN: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_DIRECTORY: Final = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
 _NUM_READS: Final = 5
+_SAFE: Final = 5 / 6
+"""Share of a lease's time after which its holder stops: it must be silent before another run begins."""
+_GO_ON: Final = "Nothing of this run is lost: run the same command again"
 
 
 @contextmanager
@@ -65,8 +69,8 @@ def one_run_at_a_time(output: Output) -> Iterator[bool]:
         return
     uri = f"{directory}/{_NAME}"
     path = local_path(output.spark, uri)
-    lock = locked_file(path) if path is not None and has_flock(path) else Lease(output.spark, uri).held()
-    with lock:
+    lock = locked_file(path) if path is not None and has_flock(path) else None
+    with lock or Lease(output.spark, uri, output.fence).held():
         yield True
 
 
@@ -155,6 +159,8 @@ class Lease:
     spark: SparkSession
     uri: str
     """URI of the file."""
+    fence: Fence = field(default_factory=Fence)
+    """Closed once this run may have lost the lease."""
     renew_seconds: float = 15.0
     """Time between two writes by the holder."""
     stale_seconds: float = 90.0
@@ -165,7 +171,7 @@ class Lease:
 
     def __post_init__(self) -> None:
         self._holder = Holder.this_process()
-        self._is_over, self._is_lost = threading.Event(), threading.Event()
+        self._is_over = threading.Event()
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -174,27 +180,37 @@ class Lease:
         Raises:
             TableError: Another run holds it, or has taken it over.
         """
-        thread = threading.Thread(target=self._renew, name="nsfw-spark: lease", daemon=True)
+        steps = (self._renew, self._cancel)
+        threads = [threading.Thread(target=step, name="nsfw-spark: lease", daemon=True) for step in steps]
+        jobs = self.spark.sparkContext
         try:
             self._take()
-            thread.start()
+            jobs.addJobTag(self._holder.token)
+            for thread in threads:
+                thread.start()
             yield
-        except KeyboardInterrupt:
-            if self._is_lost.is_set():
-                raise self._refusal() from None
+        except Exception as error:
+            try:
+                self.fence.check()
+            except TableError as lost:
+                raise lost from error
             raise
         finally:
             self._is_over.set()
-            if thread.ident is not None:
-                thread.join()
-            self._release()
+            jobs.removeJobTag(self._holder.token)
+            if not self.fence.is_closed:
+                for thread in threads:
+                    if thread.ident is not None:
+                        thread.join()
+                self._release()
 
     def _take(self) -> None:
         first_ms = None
         while True:
-            written_ms = self._modified_ms()
+            since, written_ms = self.fence.now(), self._modified_ms()
             if written_ms is None or self._is_stale(written_ms):
                 if self._write_own(overwrite=written_ms is not None):
+                    self._guard(since)
                     return
             elif first_ms is None:
                 first_ms = written_ms
@@ -247,18 +263,46 @@ class Lease:
         time.sleep(self.settle_seconds)
         return self._read() == self._holder
 
+    def _guard(self, since: Times) -> None:
+        seconds = self.stale_seconds * _SAFE
+        too_late = (
+            f"this run could not renew its lock {self.uri} for {seconds:.0f} s: it was suspended, or the "
+            f"store did not answer. Another run may write to this output now. {_GO_ON}"
+        )
+        self.fence.guard(since, seconds, too_late, self._look)
+
+    def _look(self) -> None:
+        """Close the fence if another run has taken the lease over."""
+        try:
+            holder = Holder.from_json(read_text(self.spark, self.uri))
+        except Py4JJavaError as error:
+            if not _is_java(error, "FileNotFoundException"):
+                return  # the store may answer the next time
+            who = "and has ended"
+        else:
+            if holder in (None, self._holder):  # None: it is being renewed
+                return
+            who = f"({_who(holder)})"
+        self.fence.close(
+            f"another run took over this output {who}, while this process was suspended or could not renew "
+            f"its lock {self.uri}. {_GO_ON}"
+        )
+
     def _renew(self) -> None:
-        while not self._is_over.wait(self.renew_seconds):
-            try:
-                holder = self._read()
-                if holder not in (None, self._holder):
-                    self._is_lost.set()
-                    # Like Ctrl-C, so that the run stops in order.
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-                    return
-                write_text(self.spark, self.uri, self._holder.as_json(), overwrite=True)
-            except (Py4JError, OSError):
-                continue  # the store may answer the next time
+        while not self._is_over.wait(self.renew_seconds) and not self.fence.is_closed:
+            since = self.fence.now()
+            with contextlib.suppress(Py4JError, OSError):  # the store may answer the next time
+                self._look()
+                if not self.fence.is_closed:
+                    write_text(self.spark, self.uri, self._holder.as_json(), overwrite=True)
+                    self.fence.renew(since)
+
+    def _cancel(self) -> None:
+        """Once the lease is lost, cancel this run's Spark jobs, until it has ended."""
+        while not self._is_over.wait(POLL_SECONDS):
+            if self.fence.is_closed:
+                with contextlib.suppress(Py4JError):
+                    self.spark.sparkContext.cancelJobsWithTag(self._holder.token)
 
     def _release(self) -> None:
         # If this fails, the lease becomes stale; on this machine at once, because its process is gone.
@@ -328,8 +372,11 @@ def _machine() -> str:
 
 def _refusal(where: str, holder: Holder | None) -> TableError:
     """Return the error of the second run; `holder` is None while the lock file is being written."""
-    who = f"since {holder.since}, on host {holder.host}, process {holder.pid}" if holder else "just now"
     return TableError(
-        f"another run writes to this output: {who}; it holds {where}. Only one can: wait for it, or stop it, "
-        "and run this one again"
+        f"another run writes to this output: {_who(holder)}; it holds {where}. Only one can: wait for it, "
+        "or stop it, and run this one again"
     )
+
+
+def _who(holder: Holder | None) -> str:
+    return f"since {holder.since}, on host {holder.host}, process {holder.pid}" if holder else "just now"

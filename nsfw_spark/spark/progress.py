@@ -24,6 +24,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from nsfw_spark import errors
 from nsfw_spark.errors import STORAGE_FAILED
 from nsfw_spark.scorer import Timings
+from nsfw_spark.spark.fence import Fence
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.schema import TIMINGS
 
@@ -78,7 +79,7 @@ def row_counts(policy: Policy | None) -> list[Column]:
     return [F.count(F.lit(1)).alias("images"), ok, *safe, lost]
 
 
-def follow(query: StreamingQuery) -> Counts:
+def follow(query: StreamingQuery, fence: Fence) -> Counts:
     """Wait for the query's end; return the counts of the rows that it wrote.
 
     On a terminal one line shows progress; elsewhere standard error gets a line for each micro-batch.
@@ -87,6 +88,7 @@ def follow(query: StreamingQuery) -> Counts:
         KeyboardInterrupt: Ctrl-C was pressed; the query is stopped.
         NsfwSparkError: A task raised it on an executor.
         StreamingQueryException: The query failed otherwise.
+        TableError: Another run may have taken over the output; the query is stopped.
     """
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -96,7 +98,7 @@ def follow(query: StreamingQuery) -> Counts:
         _interrupt_noted() as interrupted,
     ):
         line = bar.add_task("scoring", total=None)
-        while not interrupted.is_set():
+        while not (interrupted.is_set() or fence.is_closed):
             is_over = _wait(query)
             for progress in query.recentProgress:
                 if progress.batchId <= seen or not progress.numInputRows:
@@ -111,6 +113,7 @@ def follow(query: StreamingQuery) -> Counts:
             if is_over:
                 return total
     query.stop()
+    fence.check()
     raise KeyboardInterrupt
 
 

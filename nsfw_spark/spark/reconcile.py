@@ -22,7 +22,7 @@ from nsfw_spark.spark.checkpoints import listed_files_log
 from nsfw_spark.spark.faults import reason
 from nsfw_spark.spark.hadoop import file_system, in_lists, literally
 from nsfw_spark.spark.schema import IMAGE_ID
-from nsfw_spark.spark.tables import IMAGE_SCORES, Output
+from nsfw_spark.spark.tables import IMAGE_SCORES, Output, last_version, only_once
 
 _ROWS_AT_ONCE: Final = 10_000  # held by the driver, added by one commit
 
@@ -58,9 +58,10 @@ def account_for_skipped(
     is_file_a_row = file_column == IMAGE_ID.name
     if is_file_a_row and listed.count() == num_rows:
         return
+    version = last_version(output, IMAGE_SCORES) or 0  # before the rows are read
     scores = output.table(IMAGE_SCORES)
     skipped = listed.join(scores.select(F.col(file_column).alias("file")), "file", "left_anti")
-    for files in in_lists(skipped, _ROWS_AT_ONCE):
+    for number, files in enumerate(in_lists(skipped, _ROWS_AT_ONCE)):
         found = {each.file: _status(output.spark, each.file) for each in files}
         if not is_file_a_row:  # a table file may hold no row
             found = {file: status for file, status in found.items() if not status.length}
@@ -71,7 +72,7 @@ def account_for_skipped(
         if rows:
             values = [[each.get(name) for name in scores.columns] for each in rows]
             frame = output.spark.createDataFrame(values, scores.schema).coalesce(1)
-            frame.writeTo(output.name(IMAGE_SCORES)).append()
+            output.writer(IMAGE_SCORES, frame).options(**only_once(version + number)).append()
 
 
 def readable_files(spark: SparkSession, listed: DataFrame) -> list[Row]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 
@@ -105,7 +106,7 @@ def _replace(
             for field in columns
             if field.name not in rows.columns
         }
-        writer = rows.withColumns(nulls).select(columns.names).writeTo(output.name(IMAGE_SCORES))
+        writer = output.writer(IMAGE_SCORES, rows.withColumns(nulls).select(columns.names))
         writer.overwrite(F.col(str(source.file_column)).isin([file.path for file in chunk]))
 
 
@@ -130,6 +131,7 @@ def _prune(output: Output, source: ListedFiles, limit: float) -> int:
             f"share --prune-limit {limit}. If these files are gone for good, raise it"
         )
     if num_gone:
+        output.fence.check()
         scores = DeltaTable.forName(output.spark, output.name(IMAGE_SCORES)).alias("rows")
         scores.merge(gone.alias("gone"), "rows.image_id = gone.image_id").whenMatchedDelete().execute()
     gone.unpersist()
@@ -170,7 +172,7 @@ def next_generation(output: Output, fingerprint: str) -> str:
 
 def staging(output: Output, generation: str) -> Output:
     """Return the output in which `--rescore all` scores a generation until it is complete."""
-    return Output(output.spark, f"{output.checkpoints}/{_STAGING}{generation}", output.checkpoints)
+    return replace(output, location=f"{output.checkpoints}/{_STAGING}{generation}")
 
 
 def is_replaced(output: Output, fingerprint: str) -> bool:

@@ -214,7 +214,7 @@ def _write(output: Output, rows: Sequence[Row], *, are_new: bool = False) -> Non
         create_table(output, RUNS, frame, WELL_SIZED)
         return
     # A table of an earlier version of this package has fewer columns.
-    writer = frame.writeTo(output.name(RUNS)).option("mergeSchema", "true")
+    writer = output.writer(RUNS, frame).option("mergeSchema", "true")
     if are_new:
         writer.append()
         return

@@ -11,11 +11,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from glob import glob
 from importlib import resources
 from pathlib import Path
 from typing import Final
-from zipfile import is_zipfile
 
 import pyspark
 from pyspark.errors import PySparkRuntimeError
@@ -23,29 +21,12 @@ from pyspark.sql import SparkSession
 
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.spark.hadoop import has_file_system
+from nsfw_spark.spark.jars import PACKAGES, delta_package, jar_settings, no_connector, not_downloaded
 
 _DELTA: Final = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
-_SPARK: Final = ".".join(pyspark.__version__.split(".")[:2])
-_TRIED: Final = {"4.2": ("4.4.0", "3.5.0", "2.57.8")}
-"""Spark's version → versions of Delta Lake, hadoop-aws and Amazon's SDK that have run together."""
-
-_SDK: Final = ("s3", "s3-transfer-manager", "sts", "apache-client", "netty-nio-client")
-# Delta and hadoop-aws depend on these. Spark has them; the bundle is 600 MB, and _SDK is 16.
-EXCLUDES: Final = (
-    *("org.apache.hadoop:hadoop-client-api", "org.apache.hadoop:hadoop-client-runtime"),
-    *("org.apache.logging.log4j:log4j-api", "org.apache.logging.log4j:log4j-core"),
-    *("org.apache.logging.log4j:log4j-slf4j2-impl", "org.slf4j:slf4j-api"),
-    *("org.apache.parquet:parquet-hadoop", "org.roaringbitmap:RoaringBitmap"),
-    *("com.fasterxml.jackson.core:jackson-databind", "com.fasterxml.jackson.datatype:jackson-datatype-jdk8"),
-    *("com.fasterxml.jackson.core:jackson-core", "com.fasterxml.jackson.core:jackson-annotations"),
-    *("commons-codec:commons-codec", "commons-logging:commons-logging", "com.google.code.findbugs:jsr305"),
-    *("org.apache.httpcomponents:httpclient", "org.apache.httpcomponents:httpcore"),
-    *("org.wildfly.openssl:wildfly-openssl", "software.amazon.awssdk:bundle"),
-)
-_PACKAGES: Final = "spark.jars.packages"
 _MIN_JAVA: Final = 17
 _TASKS_PER_CORE: Final = 3  # in a micro-batch: they even out slow images, and start fast
 
@@ -97,57 +78,19 @@ def _submitted_session() -> SparkSession:
 
 
 def _local_session(locations: Sequence[str | None]) -> SparkSession:
-    _check_java()
+    check_java()
     sys.stderr.write("nsfw-spark: starting Spark…\n")
     # Else Spark runs the first `python3` in PATH, not this environment's.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    builder, jars = SparkSession.builder.appName("nsfw-spark"), _jar_settings(locations)
+    builder, jars = SparkSession.builder.appName("nsfw-spark"), jar_settings(locations)
     for key, value in {**_DELTA, **_local_settings(), **jars}.items():
         builder = builder.config(key, value)
     try:
         return builder.getOrCreate()
     except PySparkRuntimeError as error:
-        if "JAVA_GATEWAY_EXITED" not in str(error) or _PACKAGES not in jars:
+        if "JAVA_GATEWAY_EXITED" not in str(error) or PACKAGES not in jars:
             raise
-        raise ConfigError(
-            f"Spark did not start; it asked Maven for {jars[_PACKAGES]}, and its messages above say why it "
-            "stopped. Behind a proxy, set JAVA_TOOL_OPTIONS='-Dhttps.proxyHost=HOST -Dhttps.proxyPort=PORT'. "
-            "Without a network, put the jars into a directory and write `spark.jars /DIRECTORY/*.jar` into "
-            "$SPARK_CONF_DIR/spark-defaults.conf: docs/stores.md"
-        ) from error
-
-
-def delta_package() -> str:
-    """Return the Maven coordinate of Delta Lake for this Spark: a tried one, or that of delta-spark."""
-    if _SPARK in _TRIED:
-        return f"io.delta:delta-spark_{_SPARK}_2.13:{_TRIED[_SPARK][0]}"
-    from delta import configure_spark_with_delta_pip
-
-    return str(configure_spark_with_delta_pip(SparkSession.Builder())._options[_PACKAGES])  # noqa: SLF001
-
-
-def s3_packages() -> list[str]:
-    """Return the Maven coordinates of the connector for `s3a://`; none if nobody has tried this Spark."""
-    _, hadoop, sdk = _TRIED.get(_SPARK, ("", "", ""))
-    amazons = [f"software.amazon.awssdk:{module}:{sdk}" for module in _SDK]
-    return [f"org.apache.hadoop:hadoop-aws:{hadoop}", *amazons] if hadoop else []
-
-
-def _jar_settings(locations: Sequence[str | None]) -> dict[str, str]:
-    """Return the settings that bring Delta Lake's jars and S3's, beside those that Spark's user names."""
-    home = os.environ.get("SPARK_HOME") or os.path.dirname(pyspark.__file__)  # noqa: PTH120
-    defaults = Path(os.environ.get("SPARK_CONF_DIR") or f"{home}/conf", "spark-defaults.conf")
-    text = defaults.read_text(encoding="utf-8") if defaults.is_file() else ""
-    named = dict(re.findall(r"^[ \t]*(spark\.jars(?:\.\w+)?)[ \t=:]+(\S+)", text, re.MULTILINE))
-    patterns = [*named.get("spark.jars", "").split(","), f"{home}/jars/*.jar"]
-    files = [file for each in patterns for file in (each, *glob(each.removeprefix("file:")))]  # noqa: PTH207
-    there = " ".join([named.get(_PACKAGES, ""), *(Path(file).name for file in files)])
-    jars: list[str] = [] if "delta-spark" in there else _downloaded_jars()
-    packages = [] if jars or "delta-spark" in there else [delta_package()]
-    if any((each or "").startswith("s3a:") for each in locations) and "hadoop-aws" not in there:
-        packages += s3_packages()
-    added = {"spark.jars": jars, _PACKAGES: packages, "spark.jars.excludes": EXCLUDES}
-    return {key: ",".join([*filter(None, [named.get(key)]), *new]) for key, new in added.items() if new}
+        raise not_downloaded(jars[PACKAGES]) from error
 
 
 def _local_settings() -> dict[str, str]:
@@ -166,22 +109,6 @@ def _local_settings() -> dict[str, str]:
         # With a task for each file, listing a directory of 2,000 files takes 8 s.
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": str(cores),
     }
-
-
-def _downloaded_jars() -> list[str]:
-    """Return Delta's jars that Spark's package manager stored at an earlier start, if all are there.
-
-    The package manager takes 3 s and prints 70 lines, even if it has the jars.
-    """
-    delta = _TRIED.get(_SPARK, ("none",))[0]
-    parts = (f"spark_{_SPARK}_2.13", "storage", "kernel-api", "kernel-defaults", "kernel-unitycatalog")
-    patterns = [f"io.delta_delta-{part}-{delta}.jar" for part in parts]
-    patterns += [f"io.unitycatalog_unitycatalog-{part}-*.jar" for part in ("client", "hadoop")]
-    for folder in Path.home().glob(".ivy2*[0-9]/jars"):
-        found = [max(map(str, folder.glob(pattern)), default="") for pattern in patterns]
-        if all(map(is_zipfile, found)):  # not of one that was killed
-            return sorted(found)
-    return []
 
 
 def _tune(session: SparkSession) -> None:
@@ -242,18 +169,16 @@ def _check_connectors(session: SparkSession, locations: Sequence[str | None]) ->
     """Raise ConfigError for a location of which Spark has no file system, with the jars that it needs."""
     for location in filter(None, locations if hasattr(session, "_jsc") else ()):
         scheme, separator, _ = location.partition(":/")
-        if not separator or has_file_system(session, scheme):
-            continue
-        advice = f"--packages {','.join(s3_packages())} --exclude-packages {','.join(EXCLUDES)}"
-        raise ConfigError(
-            f"Spark has no connector for {scheme}://, which {location} needs; expected its jars in "
-            "spark.jars.packages or spark.jars, or in Spark's directory jars/: docs/stores.md"
-            + (f". For S3: spark-submit {advice}" if scheme == "s3a" and s3_packages() else "")
-        )
+        if separator and not has_file_system(session, scheme):
+            raise no_connector(scheme, location)
 
 
-def _check_java() -> None:
-    """Fail with a sentence before Spark fails with a stack trace."""
+def check_java() -> None:
+    """Fail with a sentence before Spark fails with a stack trace.
+
+    Raises:
+        ConfigError: There is no Java, or an old one.
+    """
     home = os.environ.get("JAVA_HOME")
     java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
     advice = (

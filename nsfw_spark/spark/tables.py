@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from delta import DeltaTable, exceptions
+from pyspark import inheritable_thread_target
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, DataFrameWriterV2, SparkSession
 from pyspark.sql.types import DataType, StructField, StructType
@@ -20,6 +21,7 @@ from pyspark.sql.types import DataType, StructField, StructType
 from nsfw_spark.errors import TableError
 from nsfw_spark.options import JobOptions
 from nsfw_spark.self_check import SelfCheck
+from nsfw_spark.spark.fence import Fence
 from nsfw_spark.spark.hadoop import list_names
 from nsfw_spark.uris import absolute_uri, in_sql, is_schema
 
@@ -72,6 +74,8 @@ class Output:
     """URI of the directory, or `catalog.schema`."""
     checkpoints: str | None
     """URI of the directory for Spark's checkpoints; None for a catalog schema without one."""
+    fence: Fence = field(default_factory=Fence, repr=False, compare=False)
+    """Closed if this run has lost the output's lock."""
 
     @classmethod
     def of(cls, spark: SparkSession, options: JobOptions) -> Output:
@@ -107,6 +111,15 @@ class Output:
         if version is None:
             return self.spark.table(self.name(name))
         return self.spark.read.option("versionAsOf", version).table(self.name(name))
+
+    def writer(self, table: str, rows: DataFrame) -> DataFrameWriterV2:
+        """Return the writer of rows to a table.
+
+        Raises:
+            TableError: Another run may have taken over the output.
+        """
+        self.fence.check()
+        return rows.writeTo(self.name(table))
 
 
 def check_output(output: Output, columns: StructType, model: str, fingerprint: str) -> None:
@@ -185,7 +198,7 @@ def create_table(output: Output, table: str, rows: DataFrame, settings: Mapping[
 
 
 def _writer(output: Output, table: str, rows: DataFrame, settings: Mapping[str, str]) -> DataFrameWriterV2:
-    writer = rows.writeTo(output.name(table)).using("delta")
+    writer = output.writer(table, rows).using("delta")
     for key, value in settings.items():
         writer = writer.tableProperty(key, value)
     return writer
@@ -267,10 +280,15 @@ def only_adds(commit: Any) -> bool:  # noqa: ANN401 - a Row
     return appends or is_new or commit.operation == "STREAMING UPDATE" or changes_no_row(commit)
 
 
+def only_once(version: int) -> dict[str, str]:
+    """Return options of a write: of two writes that follow one version of a table, Delta skips the second."""
+    return {"txnAppId": "nsfw_spark", "txnVersion": str(version + 1)}
+
+
 def at_once(step: Callable[[str], T], names: Sequence[str]) -> list[T]:
     """Run a step for several tables in threads: Delta mostly waits."""
     with ThreadPoolExecutor(len(names) or 1) as threads:
-        return list(threads.map(step, names))
+        return list(threads.map(inheritable_thread_target(step), names))  # their jobs have this thread's tag
 
 
 def _all_properties(output: Output, table: str) -> dict[str, str]:

@@ -11,9 +11,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import deltalake
@@ -42,13 +43,21 @@ for step in json.loads(sys.argv[1]):
         print({END_OF_STEP!r}, file=sys.stderr, flush=True)
 """
 """A program that runs commands of `nsfw-spark`, and other commands between them, in one process."""
+NO_SETTINGS: Final[Mapping[str, object]] = MappingProxyType({})
 Row = dict[str, Any]
 
 
 class Command:
     """A started `nsfw-spark`."""
 
-    def __init__(self, folder: Path, code: str, *arguments: object, under: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        code: str,
+        *arguments: object,
+        under: Sequence[str] = (),
+        settings: Mapping[str, object] = NO_SETTINGS,
+    ) -> None:
         """Start a program.
 
         Args:
@@ -56,13 +65,14 @@ class Command:
             code: Python code.
             arguments: The program's arguments.
             under: A command that starts the program, such as one that drops privileges.
+            settings: Of its Spark.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._stdout, self._stderr = folder / "stdout", folder / "stderr"
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
-            **java.quick(),
+            **java.quick(**settings),
         }
         with self._stdout.open("w") as stdout, self._stderr.open("w") as stderr:
             self.process = subprocess.Popen(
@@ -113,10 +123,14 @@ class Command:
 
 @contextmanager
 def running(
-    folder: Path, *arguments: object, code: str = CODE, under: Sequence[str] = ()
+    folder: Path,
+    *arguments: object,
+    code: str = CODE,
+    under: Sequence[str] = (),
+    settings: Mapping[str, object] = NO_SETTINGS,
 ) -> Iterator[Command]:
     """Run a command; kill it if the test leaves before its end."""
-    command = Command(folder, code, *arguments, under=under)
+    command = Command(folder, code, *arguments, under=under, settings=settings)
     try:
         yield command
     finally:

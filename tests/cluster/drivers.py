@@ -20,7 +20,7 @@ from pyspark.sql.types import ArrayType, StringType, StructField, StructType
 from nsfw_spark.options import job_options
 from nsfw_spark.spark import score_images
 from nsfw_spark.spark.pipeline import run_job
-from nsfw_spark.spark.session import _downloaded_jars
+from nsfw_spark.spark.jars import downloaded_jars
 from nsfw_spark.spark.worker import task_device
 from tests import java
 from tests.conftest import grey, png
@@ -118,7 +118,7 @@ def job(master: str, more: dict[str, str] | None = None, /, **options: Any) -> d
     settings = {
         "spark.driver.host": "localhost",
         "spark.ui.enabled": "false",
-        "spark.jars": ",".join(_downloaded_jars()),
+        "spark.jars": ",".join(downloaded_jars()),
         "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
         "spark.databricks.delta.snapshotPartitions": "2",

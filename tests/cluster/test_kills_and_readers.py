@@ -20,6 +20,7 @@ from tests.cluster.kills import (
     GOES_ON,
     NUM_IN_CUT,
     REPLACES,
+    SCORES,
     SEED,
     THRESHOLD,
     Moment,
@@ -56,6 +57,34 @@ def test_of_two_runs_at_once_the_second_is_refused_and_the_first_ends_well(
         assert sorted(output.rglob("*")) == before
         first.signal(signal.SIGCONT)
         first.end()
+    assert_same(output, undisturbed.outputs["files"])
+    assert_accounted(output, source.num_images)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("moment", [SCORES, GOES_ON, FILTERS], ids=lambda moment: moment.name)
+def test_a_run_that_was_suspended_until_another_took_over_stops_and_leaves_nothing_twice(
+    undisturbed: Undisturbed, tmp_path: Path, moment: Moment
+) -> None:
+    source, output = undisturbed.sources["files"], tmp_path / "out"
+    # A file system without locks: the run holds a lease, as on an object store.
+    settings = {"spark.hadoop.fs.viewfs.mounttable.remote.link./data": tmp_path.as_uri()}
+    arguments = undisturbed.in_small_batches(source, Path("OUT"))
+    arguments[arguments.index("OUT")] = "viewfs://remote/data/out"
+    lease, before = output / "_checkpoints" / "run.lock", trace(output)
+    with running(tmp_path / "first", *arguments, settings=settings) as first:
+        first.until(lambda: moment.is_seen(output, before))
+        first.signal(signal.SIGSTOP)
+        assert not first.is_over
+        os.utime(lease, (time.time() - 1000,) * 2)  # as after a quarter of an hour
+        with running(tmp_path / "second", *arguments, settings=settings) as second:
+            second.end()
+        first.signal(signal.SIGCONT)
+        assert first.end(2) == {}
+        said = first.stderr().splitlines()[-1]
+        assert "another run took over this output" in said
+        assert said.endswith("run the same command again")
+        assert "Traceback" not in first.stderr()
     assert_same(output, undisturbed.outputs["files"])
     assert_accounted(output, source.num_images)
 

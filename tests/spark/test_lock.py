@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -17,9 +16,10 @@ import pytest
 from pyspark.sql import SparkSession
 
 from nsfw_spark.errors import TableError
+from nsfw_spark.spark.fence import Fence
 from nsfw_spark.spark.hadoop import read_text, write_text
 from nsfw_spark.spark.lock import Holder, Lease, locked_file, one_run_at_a_time
-from nsfw_spark.spark.tables import Output
+from nsfw_spark.spark.tables import Output, at_once
 
 NEVER = 1e9
 HOLD = """
@@ -164,17 +164,57 @@ def test_a_lease_of_unknown_fate_is_waited_for(
     assert "waiting to see whether that run still lives" in capfd.readouterr().err
 
 
-def test_a_run_whose_lease_was_taken_over_stops(spark: SparkSession, tmp_path: Path) -> None:
+def a_minute_of_work(spark: SparkSession) -> None:
+    """Run a Spark job of many short tasks: a minute of work."""
+    spark.range(0, 1200, 1, 1200).selectExpr("java_method('java.lang.Thread', 'sleep', 100L)").collect()
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_run_whose_lease_was_taken_over_stops_its_jobs(
+    spark: SparkSession, tmp_path: Path, *, ended: bool
+) -> None:
     """Its machine slept for longer than a lease is valid."""
+    path = tmp_path / "run.lock"
 
     def run() -> None:
         with lease(spark, tmp_path).held():
-            put_lease(spark, tmp_path, elsewhere())
-            threading.Event().wait(60)
+            path.unlink() if ended else put_lease(spark, tmp_path, elsewhere())
+            at_once(lambda _: a_minute_of_work(spark), ["a", "b"])
 
-    with pytest.raises(TableError, match=r"another run .*on host elsewhere"):
+    with pytest.raises(TableError, match=r"^another run took over .* run the same command again$") as refused:
         run()
-    assert "elsewhere" in (tmp_path / "run.lock").read_text(encoding="utf-8")
+    assert ("and has ended" if ended else "on host elsewhere") in str(refused.value)
+    assert path.exists() != ended  # it is no longer ours to delete
+    assert spark.range(10).count() == 10  # a job of somebody else
+
+
+def test_a_run_that_cannot_renew_its_lease_stops_its_jobs(spark: SparkSession, tmp_path: Path) -> None:
+    held = Lease(spark, (tmp_path / "run.lock").as_uri(), Fence(), NEVER, stale_seconds=2, settle_seconds=0)
+    with (
+        pytest.raises(TableError, match=r"could not renew its lock .* run the same command again$"),
+        held.held(),
+    ):
+        a_minute_of_work(spark)
+
+
+def test_a_run_that_lost_its_lease_begins_no_write_though_it_has_not_noticed(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    """What it wrote would be there twice: the other run has written it too."""
+    output, rows = Output(spark, str(tmp_path / "out"), None), spark.range(1)
+    staging = replace(output, location=str(tmp_path / "staging"))
+
+    def run() -> None:
+        with Lease(spark, (tmp_path / "run.lock").as_uri(), output.fence, NEVER, NEVER, 0).held():
+            output.writer("runs", rows)
+            put_lease(spark, tmp_path, elsewhere())
+            for each in (output, staging):
+                with pytest.raises(TableError, match=r"^another run took over"):
+                    each.writer("runs", rows)
+            raise ValueError("whatever an interrupted write ends in")
+
+    with pytest.raises(TableError, match=r"^another run took over"):
+        run()
 
 
 @pytest.fixture

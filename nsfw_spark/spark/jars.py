@@ -1,0 +1,156 @@
+"""The jars of Delta Lake and of stores' connectors: which ones, and how a Spark gets them.
+
+In: the locations that a job uses, and the jars that Spark's user names or has. Out: Maven coordinates, settings
+for a session, and a directory of jars for machines without a network. Spark's own package manager downloads.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection, Sequence
+from glob import glob
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+from zipfile import is_zipfile
+
+import pyspark
+from pyspark.sql import SparkSession
+
+from nsfw_spark.errors import ConfigError
+
+PACKAGES: Final = "spark.jars.packages"
+
+_SPARK: Final = ".".join(pyspark.__version__.split(".")[:2])
+_TRIED: Final = {"4.2": ("4.4.0", "3.5.0", "2.57.8")}
+"""Spark's version → versions of Delta Lake, Hadoop's connectors and Amazon's SDK that have run together."""
+
+_CONNECTORS: Final = {"s3a": "hadoop-aws", "abfss": "hadoop-azure"}
+_SDK: Final = ("s3", "s3-transfer-manager", "sts", "apache-client", "netty-nio-client")
+# Delta and the connectors depend on these. Spark has them; the bundle is 600 MB, and _SDK is 16.
+EXCLUDES: Final = (
+    *("org.apache.hadoop:hadoop-client-api", "org.apache.hadoop:hadoop-client-runtime"),
+    *("org.apache.logging.log4j:log4j-api", "org.apache.logging.log4j:log4j-core"),
+    *("org.apache.logging.log4j:log4j-slf4j2-impl", "org.slf4j:slf4j-api"),
+    *("org.apache.parquet:parquet-hadoop", "org.roaringbitmap:RoaringBitmap"),
+    *("com.fasterxml.jackson.core:jackson-databind", "com.fasterxml.jackson.datatype:jackson-datatype-jdk8"),
+    *("com.fasterxml.jackson.core:jackson-core", "com.fasterxml.jackson.core:jackson-annotations"),
+    *("commons-codec:commons-codec", "commons-logging:commons-logging", "com.google.code.findbugs:jsr305"),
+    *("org.apache.httpcomponents:httpclient", "org.apache.httpcomponents:httpcore"),
+    *("org.wildfly.openssl:wildfly-openssl", "software.amazon.awssdk:bundle"),
+)
+
+
+def delta_package() -> str:
+    """Return the Maven coordinate of Delta Lake for this Spark: a tried one, or that of delta-spark."""
+    if _SPARK in _TRIED:
+        return f"io.delta:delta-spark_{_SPARK}_2.13:{_TRIED[_SPARK][0]}"
+    from delta import configure_spark_with_delta_pip
+
+    return str(configure_spark_with_delta_pip(SparkSession.Builder())._options[PACKAGES])  # noqa: SLF001
+
+
+def connector(scheme: str) -> list[str]:
+    """Return the Maven coordinates of a scheme's connector; none if it is unknown, or this Spark untried."""
+    if scheme not in _CONNECTORS or _SPARK not in _TRIED:
+        return []
+    _, hadoop, sdk = _TRIED[_SPARK]
+    amazons = [f"software.amazon.awssdk:{module}:{sdk}" for module in _SDK] if scheme == "s3a" else []
+    return [f"org.apache.hadoop:{_CONNECTORS[scheme]}:{hadoop}", *amazons]
+
+
+def jar_settings(locations: Sequence[str | None]) -> dict[str, str]:
+    """Return the settings that bring Delta Lake's jars and stores', beside those that Spark's user names."""
+    home = _spark_home()
+    defaults = Path(os.environ.get("SPARK_CONF_DIR") or f"{home}/conf", "spark-defaults.conf")
+    text = defaults.read_text(encoding="utf-8") if defaults.is_file() else ""
+    named = dict(re.findall(r"^[ \t]*(spark\.jars(?:\.\w+)?)[ \t=:]+(\S+)", text, re.MULTILINE))
+    patterns = [*named.get("spark.jars", "").split(","), f"{home}/jars/*.jar"]
+    files = [file for each in patterns for file in (each, *glob(each.removeprefix("file:")))]  # noqa: PTH207
+    there = " ".join([named.get(PACKAGES, ""), *(Path(file).name for file in files)])
+    jars: list[str] = [] if "delta-spark" in there else downloaded_jars()
+    packages = [] if jars or "delta-spark" in there else [delta_package()]
+    schemes = {(each or "").partition(":")[0] for each in locations}
+    for scheme, artefact in _CONNECTORS.items():
+        if scheme in schemes and artefact not in there:
+            packages += connector(scheme)
+    added = {"spark.jars": jars, PACKAGES: packages, "spark.jars.excludes": EXCLUDES}
+    return {key: ",".join([*filter(None, [named.get(key)]), *new]) for key, new in added.items() if new}
+
+
+def downloaded_jars() -> list[str]:
+    """Return Delta's jars that Spark's package manager stored at an earlier start, if all are there.
+
+    The package manager takes 3 s and prints 70 lines, even if it has the jars.
+    """
+    delta = _TRIED.get(_SPARK, ("none",))[0]
+    parts = (f"spark_{_SPARK}_2.13", "storage", "kernel-api", "kernel-defaults", "kernel-unitycatalog")
+    patterns = [f"io.delta_delta-{part}-{delta}.jar" for part in parts]
+    patterns += [f"io.unitycatalog_unitycatalog-{part}-*.jar" for part in ("client", "hadoop")]
+    for folder in Path.home().glob(".ivy2*[0-9]/jars"):
+        found = [max(map(str, folder.glob(pattern)), default="") for pattern in patterns]
+        if all(map(is_zipfile, found)):  # not of one that was killed
+            return sorted(found)
+    return []
+
+
+def fetch_jars(directory: Path, schemes: Collection[str]) -> list[Path]:
+    """Download the jars of Delta Lake and of stores' connectors into a directory.
+
+    Raises:
+        ConfigError: The directory is not empty, or a connector is unknown, or the download failed.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigError(f"{directory} is not empty; expected a new directory: jars of two versions clash")
+    if unknown := [scheme for scheme in schemes if not connector(scheme)]:
+        raise ConfigError(
+            f"nobody has tried a connector for {unknown[0]}:// with Spark {_SPARK}; expected Spark "
+            f"{' or '.join(_TRIED)}. Copy its jars into a directory yourself: docs/stores.md"
+        )
+    packages = ",".join([delta_package(), *(each for scheme in schemes for each in connector(scheme))])
+    with TemporaryDirectory() as cache:
+        program = Path(cache, "nothing.py")
+        program.touch()
+        options = {"--packages": packages, "--exclude-packages": ",".join(EXCLUDES)}
+        options |= {"--master": "local", "--conf": f"spark.jars.ivy={cache}"}
+        words = [word for option in options.items() for word in option]
+        home = {"SPARK_HOME": _spark_home(), "PYSPARK_PYTHON": sys.executable}
+        command = [f"{_spark_home()}/bin/spark-submit", *words, str(program)]
+        status = subprocess.run(command, check=False, env=os.environ | home, stdout=sys.stderr).returncode  # noqa: S603
+        jars = sorted(Path(cache, "jars").glob("*.jar"))
+        if status or not jars:
+            raise not_downloaded(packages)
+        directory.mkdir(parents=True, exist_ok=True)
+        return [Path(shutil.copy(jar, directory)) for jar in jars]
+
+
+def not_downloaded(packages: str) -> ConfigError:
+    """Return the error of a Spark that did not start, probably because it could not get some packages."""
+    return ConfigError(
+        f"Spark did not start; it asked Maven for {packages}, and its messages above say why it stopped. Behind "
+        "a proxy, set JAVA_TOOL_OPTIONS='-Dhttps.proxyHost=HOST -Dhttps.proxyPort=PORT'. Without a network, "
+        "fetch the jars elsewhere with `nsfw-spark jars DIR`, and write `spark.jars /DIR/*.jar` into "
+        "$SPARK_CONF_DIR/spark-defaults.conf: docs/stores.md"
+    )
+
+
+def no_connector(scheme: str, location: str) -> ConfigError:
+    """Return the error of a location for which Spark has no file system, with the jars that it needs."""
+    packages, switch = connector(scheme), "--s3" if scheme == "s3a" else "--azure"
+    advice = (
+        f". Add them: spark-submit --packages {','.join(packages)} --exclude-packages {','.join(EXCLUDES)}; "
+        f"without a network, --jars '/DIR/*.jar' with a directory from `nsfw-spark jars DIR {switch}`"
+    )
+    return ConfigError(
+        f"Spark has no connector for {scheme}://, which {location} needs; expected its jars in "
+        f"spark.jars.packages or spark.jars, or in Spark's directory jars/: docs/stores.md"
+        + (advice if packages else "")
+    )
+
+
+def _spark_home() -> str:
+    return os.environ.get("SPARK_HOME") or os.path.dirname(pyspark.__file__)  # noqa: PTH120

@@ -44,7 +44,7 @@ _NUM_TRIES: Final = "7"  # Hadoop's default; the waits between them add up to a 
 _RETRIES: Final = "fs.s3a.retry.limit"  # Hadoop's own setting; here it counts for all stores
 # Answers that no second try changes: the file is gone, forbidden or in an archive, or its name is no file's.
 _ANSWERS: Final = re.compile(
-    r"no.such.key|not.?found|access.?denied|permission.?denied|forbidden|storage class"
+    r"no.such.key|not.?found|not.a.regular.file|access.?denied|permission.?denied|forbidden|storage class"
     r"|authorization.*mismatch|blob.?archived",
     re.IGNORECASE,
 )

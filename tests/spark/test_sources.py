@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -403,15 +404,21 @@ def test_auto_loader_is_for_databricks(
     with pytest.raises(ConfigError, match=r"not a Databricks cluster.*--format files"):
         open_source(spark, options)
     monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "17.3")
-    source = open_source(spark, options)
+    given = {"cloudFiles.useManagedFileEvents": "true", "cloudFiles.maxBytesPerTrigger": "1g"}
+    source = open_source(spark, replace(options, reader_options=given))
     assert source.auto_loader_options(Limit(500)) == {  # type: ignore[attr-defined]
         "cloudFiles.format": "binaryFile",
         "cloudFiles.includeExistingFiles": "true",
         "cloudFiles.maxFilesPerTrigger": "500",
         "cloudFiles.allowOverwrites": "false",
+        "ignoreMissingFiles": "true",
         "recursiveFileLookup": "true",
         "pathGlobFilter": "*.jpg",
+        **given,
     }
+    for name in ("cloudfiles.FORMAT", "ignoreMissingFiles", "pathGlobFilter"):
+        with pytest.raises(ConfigError, match=f"source-option {name}: this job sets that option itself"):
+            open_source(spark, replace(options, reader_options={name: "false"}))
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["batch", "stream"])

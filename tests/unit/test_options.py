@@ -246,3 +246,27 @@ def test_a_tilde_is_the_home_directory_in_a_file_too(
     config = tmp_path / "job.yaml"
     config.write_text(f"output: out\n{option}: ~/weights\n", encoding="utf-8")
     assert getattr(job_options({}, config), option) == tmp_path / "home" / "weights"
+
+
+def test_options_of_auto_loader_are_pairs_or_a_mapping(tmp_path: Path) -> None:
+    given = {"output": "out", "format": "cloudfiles"}
+    pairs = ["cloudFiles.useNotifications=true", "cloudFiles.queueUrl=https://queue/?a=b"]
+    expected = {"cloudFiles.useNotifications": "true", "cloudFiles.queueUrl": "https://queue/?a=b"}
+    assert job_options({**given, "source_option": pairs}).source_option == expected
+    config = tmp_path / "job.yaml"
+    config.write_text("source_option:\n  cloudFiles.useNotifications: true\n", encoding="utf-8")
+    assert job_options(given, config).source_option == {"cloudFiles.useNotifications": "true"}
+
+
+@pytest.mark.parametrize(
+    ("value", "format_", "problem"),
+    [
+        (["a=b"], "files", r"source_option a and format files; expected format cloudfiles"),
+        (["a=b"], "auto", r"source_option a and format auto; expected format cloudfiles"),
+        (["cloudFiles.useNotifications"], "cloudfiles", r"--source-option: expected NAME=VALUE"),
+        ("a", "cloudfiles", r"--source-option: "),
+    ],
+)
+def test_other_options_of_a_source_are_refused(value: Any, format_: str, problem: str) -> None:  # noqa: ANN401
+    with pytest.raises(ConfigError, match=problem):
+        job_options({"output": "out", "format": format_, "source_option": value})

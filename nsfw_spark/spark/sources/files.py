@@ -17,7 +17,7 @@ from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, LongType, StringType, StructField, StructType, TimestampType
 
-from nsfw_spark.errors import ConfigError, ImageError, InputError
+from nsfw_spark.errors import ImageError, InputError
 from nsfw_spark.readers.chunk import MOST_BYTES
 from nsfw_spark.readers.files import ContentReader, FileReader
 from nsfw_spark.readers.storage import OPENED_ANYWHERE
@@ -208,43 +208,6 @@ def _as_images(files: DataFrame) -> DataFrame:
     """Turn binaryFile's columns into the input of `ContentReader`."""
     modified = F.col("modificationTime").alias("modification_time")
     return files.select(F.col("path").alias("image_id"), modified, "length", "content")
-
-
-class AutoLoaderFiles(ImageFiles):
-    """Like `files`, listed by Databricks' Auto Loader.
-
-    Only Databricks can read its log of listed files. So empty or vanished files, which it skips, get no row.
-    """
-
-    file_column = None
-
-    def __init__(self, spark: SparkSession, options: SourceOptions) -> None:
-        if "DATABRICKS_RUNTIME_VERSION" not in os.environ:
-            raise ConfigError(
-                "--format cloudfiles is Databricks' Auto Loader, and this is not a Databricks cluster (there "
-                "is no DATABRICKS_RUNTIME_VERSION); expected --format files, which lists the directory itself"
-            )
-        super().__init__(spark, options)
-
-    def stream(self, limit: Limit) -> DataFrame:
-        """List new files: see `Source.stream`."""
-        reader = self.spark.readStream.format("cloudFiles").options(**self.auto_loader_options(limit))
-        return self.prepared(reader.load(literally(self.uri)))
-
-    def auto_loader_options(self, limit: Limit) -> dict[str, str]:
-        """Return the options of Auto Loader, which knows the schema of binaryFile.
-
-        Source:
-            docs.databricks.com, "Auto Loader options" (2026).
-        """
-        return {
-            "cloudFiles.format": "binaryFile",
-            "cloudFiles.includeExistingFiles": "true",
-            "cloudFiles.maxFilesPerTrigger": str(limit.num_files or limit.num_images),
-            # As with `files`, a changed file keeps its score.
-            "cloudFiles.allowOverwrites": "false",
-            **self._file_options(),
-        }
 
 
 def is_below(file: Column, directory: str) -> Column:

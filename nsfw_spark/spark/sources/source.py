@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, cast
 
 import pyarrow as pa
@@ -48,6 +48,8 @@ class SourceOptions:
     """Longer images are not read."""
     embedding_dim: int | None = None
     """D, the numbers in an embedding of the model."""
+    reader_options: Mapping[str, str] = field(default_factory=dict)
+    """Options of Auto Loader."""
     taken: tuple[str, ...] = ()
     """Columns that this model adds to image_scores; a carried column of such a name is renamed."""
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self, TypedDict
 
+import numpy as np
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -66,7 +67,10 @@ class Band(NamedTuple):
             raise ConfigError(f"expected LOW:HIGH, two scores such as 0.1:0.9; got {text!r}") from None
 
     def __contains__(self, score: object) -> bool:
-        return isinstance(score, float) and self.low <= score <= self.high
+        # As scores are float32, so must the ends be: the float32 0.7 is less than the float64 0.7.
+        return isinstance(score, float) and bool(
+            np.float32(self.low) <= np.float32(score) <= np.float32(self.high)
+        )
 
 
 def _count(value: Any) -> Any:  # noqa: ANN401 - any value that a user wrote

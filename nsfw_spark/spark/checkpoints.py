@@ -19,16 +19,19 @@ from pyspark.sql import functions as F
 
 from nsfw_spark.errors import StorageError, TableError
 from nsfw_spark.spark.hadoop import exists, list_names, read_text, write_text
-from nsfw_spark.spark.sources import Source, is_below
+from nsfw_spark.spark.sources import ListedFiles, Source, is_below
 from nsfw_spark.spark.tables import IMAGE_SCORES, RUNS, Output, history
+from nsfw_spark.uris import is_listed_in
 
 
 def find_checkpoint(output: Output, source: Source, generation: str) -> str:
     """Return the URI of an input's checkpoint, whether or not it exists yet.
 
     Raises:
-        TableError: Images of this input were scored, and their checkpoint is gone, wholly or in part.
+        TableError: Images of this input were scored, and their checkpoint is gone, wholly or in part. Or they
+            are images of another input too.
     """
+    _check_inputs(output, source)
     uri = f"{output.checkpoints}/{_name(source, generation)}"
     missing = _missing_parts(output.spark, uri, source)
     if missing and output.exists(IMAGE_SCORES) and _has_rows(output, source):
@@ -39,6 +42,35 @@ def find_checkpoint(output: Output, source: Source, generation: str) -> str:
             "all, or choose another --output"
         )
     return uri
+
+
+def _check_inputs(output: Output, source: Source) -> None:
+    """Refuse an input that lists files of another input, which has a checkpoint of its own."""
+    if not (isinstance(source, ListedFiles) and output.exists(RUNS) and output.exists(IMAGE_SCORES)):
+        return
+    runs = output.table(RUNS).select("input", "run_id").filter(F.col("input") != source.uri).collect()
+    for other in sorted({run.input for run in runs}):
+        is_inside, contains = is_listed_in(source.uri, other), is_listed_in(other, source.uri)
+        if not (is_inside or contains):
+            continue
+        run_ids = [run.run_id for run in runs if run.input == other]
+        if source.rows_of(output.table(IMAGE_SCORES).filter(F.col("run_id").isin(run_ids)), other).isEmpty():
+            continue  # of another format, or an earlier generation
+        if is_inside and contains:
+            problem, advice = "is the same place as", "Name it so"
+        elif is_inside:
+            problem, advice = "lies in", "Run that one: it lists these images too"
+        else:
+            problem, advice = "contains", "Run other directories in it one by one, or all with --rescore all"
+        raise TableError(
+            f"input {source.uri} {problem} {other}, whose images {output.name(IMAGE_SCORES)} holds: images "
+            f"would have two rows. {advice}, or choose another --output"
+        )
+
+
+def is_known(output: Output, source: Source, generation: str) -> bool:
+    """Whether an earlier run has listed an input."""
+    return not _missing_parts(output.spark, f"{output.checkpoints}/{_name(source, generation)}", source)
 
 
 def check_still_there(spark: SparkSession, checkpoint: str) -> None:

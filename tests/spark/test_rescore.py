@@ -242,3 +242,25 @@ def test_rows_of_a_delta_table_cannot_be_compared_with_files(
     with pytest.raises(ConfigError, match="no directory of files"):
         run(delta_source, tmp_path / "out", id_column="id", **options)
     assert not (tmp_path / "out" / "image_scores").exists()
+def test_an_input_that_lists_files_of_another_is_refused_and_rescoring_all_takes_it_over(
+    score: Run, tables: Tables, tmp_path: Path
+) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    write_files(images, {"2024/a.png": png(seed=1), "tars/a.tar": tar(samples(0, 2))})
+    (tmp_path / "link").symlink_to(images / "2024")
+    pngs = {"format": "files", "glob": "*.png"}
+    score(images / "2024", output)
+    with pytest.raises(TableError, match=r"images contains .*2024, .*would have two rows.*--rescore all"):
+        score(images, output, **pngs)
+    with pytest.raises(TableError, match=r"link is the same place as .*2024, .*Name it so"):
+        score(tmp_path / "link", output)
+    score(images, output, format="webdataset")  # it lists other files
+    assert len(tables.rows("image_scores")) == 3
+
+    score(images, output, **pngs, rescore="all")
+    assert set(tables.rows("image_scores")) == {image_id(images / "2024/a.png")}
+    write_files(images / "2025", {"a.png": png(seed=3)})  # has no row yet
+    with pytest.raises(TableError, match=r"2025 lies in .*images, .*Run that one"):
+        score(images / "2025", output)
+
+

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.options import GROUPS, JobKeywords, JobOptions, ScoreKeywords, ScoreOptions, job_options
-from nsfw_spark.uris import absolute_uri, in_sql, is_schema
+from nsfw_spark.uris import absolute_uri, in_sql, is_listed_in, is_schema
 
 
 @pytest.fixture
@@ -164,6 +164,7 @@ INSIDE = [
     ("/data/_photos", "/data/_photos/out"),
     ("s3://bucket/photos", "s3a://bucket/photos/out"),
     ("s3a://bucket", "s3n://bucket/out"),
+    ("dbfs:/Volumes/main/photos", "/Volumes/main/photos/out"),
 ]
 OUTSIDE = [
     ("photos", "photos-out"),
@@ -175,6 +176,7 @@ OUTSIDE = [
     ("main.images", "main.safety"),
     ("photos", "photos/_scores"),
     ("s3a://bucket/photos", "s3a://bucket/photos/a/.scores/b"),
+    ("dbfs:/photos", "/photos/out"),
 ]
 
 
@@ -187,6 +189,16 @@ def test_what_is_written_must_not_lie_where_images_are_listed(images: str, outpu
     with pytest.raises(ConfigError, match=r"lies in the input"):
         job_options({"input": images, "output": output, "glob": "*"})
     job_options({"input": images, "output": output, "format": "webdataset"})
+
+
+def test_links_are_compared_as_written_and_followed(tmp_path: Path) -> None:
+    for name in ("photos", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("photos")
+    (tmp_path / "photos/out").symlink_to(tmp_path / "elsewhere")
+    assert is_listed_in(f"file:{tmp_path}/photos/a", f"{tmp_path}/link")
+    assert is_listed_in(str(tmp_path / "photos/out"), str(tmp_path / "photos"))
+    assert not is_listed_in(str(tmp_path / "elsewhere"), str(tmp_path / "link"))
 
 
 @pytest.mark.parametrize(("images", "output"), OUTSIDE)

@@ -84,14 +84,18 @@ class ListedFiles(Source):
         """Return the reader's input for some files of a listing."""
         return self.prepared(self.spark.createDataFrame(files, _LISTED_SCHEMA))
 
-    def rows_of(self, scores: DataFrame) -> DataFrame:
+    def rows_of(self, scores: DataFrame, directory: str | None = None) -> DataFrame:
         """Return the rows of image_scores that this source could have made, with their file as `file`.
 
-        Rows of files that another format or `--glob` reads below the same directory are not among them.
+        Rows of files that another format or `--glob` reads below the same directory are not among them. With
+        another directory, return the rows that this source would make there.
         """
-        file = F.col(str(self.file_column))
-        rows = scores.filter(is_below(file, self.uri)).withColumn("file", file)
-        if self.file_column == "image_id" and "source_file" in scores.columns:
+        name = self.file_column or "image_id"
+        if name not in scores.columns:
+            return scores.withColumn("file", F.col("image_id")).limit(0)
+        file = F.col(name)
+        rows = scores.filter(is_below(file, directory or self.uri)).withColumn("file", file)
+        if name == "image_id" and "source_file" in scores.columns:
             rows = rows.filter(F.col("source_file").isNull())
         if self._glob is None:
             return rows

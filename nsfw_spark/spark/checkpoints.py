@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from pyspark.sql import SparkSession
@@ -126,7 +126,9 @@ def last_accounted_batch(output: Output, checkpoint: str) -> int:
         return -1
     runs = output.table(RUNS).filter(F.col("checkpoint") == checkpoint)
     made = {commit.version: commit.timestamp for commit in history(output, IMAGE_SCORES)}
-    rows = runs.select("last_batch", "image_scores_version", "started_at", "seconds").collect()
+    # When the row was written, by the clock of the tables' store, as `timestamp` of a commit is.
+    written = F.col("_metadata.file_modification_time").alias("written")
+    rows = runs.select("last_batch", "image_scores_version", written).collect()
     return max((int(run.last_batch) for run in rows if _is_current(run, made)), default=-1)
 
 
@@ -138,10 +140,9 @@ def listed_files_log(checkpoint: str) -> str:
 def _is_current(run: Any, made: Mapping[int, datetime]) -> bool:  # noqa: ANN401 - a Row
     """Whether image_scores still has the version that a run left, and not a later commit of that number."""
     version = run.image_scores_version
-    if None in (run.last_batch, version, run.seconds) or version > max(made):
+    if None in (run.last_batch, version) or version > max(made):
         return False
-    ended = run.started_at + timedelta(seconds=run.seconds)
-    return version not in made or made[version] <= ended
+    return version not in made or made[version] <= run.written
 
 
 def _name(source: Source, generation: str) -> str:

@@ -29,7 +29,7 @@ from nsfw_spark.spark.checkpoints import (
     last_batch,
     unwritten_batch,
 )
-from nsfw_spark.spark.faults import check_holds, may_be_of_files, reason, written_batch
+from nsfw_spark.spark.faults import check_holds, may_be_of_files, reason, text_of, written_batch
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import OBSERVATION, Counts, counting_columns, follow
 from nsfw_spark.spark.reconcile import account_for_skipped, listed_files, readable_files
@@ -114,9 +114,16 @@ class ScoringJob:
         source, scoring, output, columns = self.source, self.scoring, target.output, self._columns()
         known = self._self_check(output)
         tables.ensure_image_scores(output, columns, scoring.name, scoring.fingerprint, self_check=known)
-        timings = self._stream(target, columns)
+        timings, is_cut_off = Timings(), False
+        try:
+            timings = self._stream(target, columns)
+        except StreamingQueryException as error:
+            if not (is_cut_off := source.is_cut_off(text_of(error))):
+                raise
+            said = f"the log of {source.uri} no longer tells what is new; comparing all ids"
+            sys.stderr.write(f"nsfw-spark: {said}\n")
         self._account_for_skipped(target)
-        if (listed := source.left_over(output.table(IMAGE_SCORES))) is not None:
+        if (listed := source.left_over(output.table(IMAGE_SCORES), is_cut_off=is_cut_off)) is not None:
             self._rows(listed, columns, output).writeTo(output.name(IMAGE_SCORES)).append()
         return timings
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from delta import DeltaTable
-from pyspark.sql import SparkSession
+from pyspark.sql import Row, SparkSession
 from pyspark.sql.types import StructType
 
 from nsfw_spark.cards import load_card
@@ -27,6 +27,7 @@ from nsfw_spark.spark import read_images, score_images
 from nsfw_spark.spark.schema import arrow_schema
 from nsfw_spark.spark.sources import Limit, SourceOptions, open_source
 from nsfw_spark.spark.sources.source import FILE_COLUMNS
+from nsfw_spark.spark.tables import only_adds
 from tests.conftest import png
 from tests.spark.conftest import Run, Tables, image_id, write_files
 
@@ -217,6 +218,46 @@ def test_what_a_merge_adds_to_a_delta_table_is_not_lost(
     assert run(source, output, id_column="number").counts.images == 2
     assert run(source, output, id_column="number").counts.images == 0
     assert counts_add_up(Tables(spark, output), 6)
+
+
+def test_rows_whose_commits_the_log_of_a_delta_table_no_longer_has_are_scored(
+    spark: SparkSession, score: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = tmp_path / "delta", tmp_path / "out"
+
+    def add(first: int) -> None:
+        write = spark.createDataFrame(image_table(first, 1).to_pandas()).write.format("delta").mode("append")
+        write.option("delta.checkpointInterval", "1").save(str(source))
+
+    add(0)
+    score(source, output, id_column="number")
+    add(1)
+    add(2)
+    for version in range(2):
+        (source / f"_delta_log/{version:020}.json").unlink()
+    assert score(source, output, id_column="number").counts.images == 2
+    assert "no longer tells what is new" in capsys.readouterr().err
+    add(3)
+    assert score(source, output, id_column="number").counts.images == 1
+    assert len(Tables(spark, output).rows("image_scores")) == 4
+
+
+@pytest.mark.parametrize(
+    ("operation", "mode", "expected"),
+    [
+        ("WRITE", "Append", True),
+        ("WRITE", "Overwrite", False),
+        *(
+            (name, "", True)
+            for name in ("COPY INTO", "OPTIMIZE", "UPGRADE PROTOCOL", "ROW TRACKING BACKFILL")
+        ),
+        *((name, "", False) for name in ("DELETE", "MERGE", "RESTORE", "CREATE OR REPLACE TABLE AS SELECT")),
+    ],
+)
+def test_a_commit_that_changes_no_row_is_known(operation: str, mode: str, *, expected: bool) -> None:
+    parameters = {"mode": mode}
+    assert only_adds(Row(version=1, operation=operation, operationParameters=parameters)) == expected
+    assert only_adds(Row(version=0, operation=operation, operationParameters=parameters))
 
 
 def test_a_delta_table_without_a_column_of_ids_is_refused(

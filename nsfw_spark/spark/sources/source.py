@@ -132,7 +132,11 @@ class Source(ABC):
         """Return all ids as one column `image_id`; None if an image_id is the place of its image."""
         return None
 
-    def left_over(self, scores: DataFrame) -> DataFrame | None:  # noqa: ARG002 - most streams skip nothing
+    def is_cut_off(self, error: str) -> bool:  # noqa: ARG002 - most streams never are
+        """Whether an error says that the stream can never go on: what it has not seen is in no log."""
+        return False
+
+    def left_over(self, scores: DataFrame, *, is_cut_off: bool) -> DataFrame | None:  # noqa: ARG002 - see above
         """List the rows that the stream skipped and that are not in `scores`; None if it skips none."""
         return None
 

@@ -99,9 +99,10 @@ class ScoringJob:
         if target.output != self.output:
             record_rescored(self.output, target.output, self.run_id)
             rescore.replace_image_scores(target.output, self.output, target.generation)
-        if self.options.rescore == "all":
-            rescore.delete_staging(self.output)
-        rescore.follow_changes(self.output, self.source, self.options, self._rescored, self.run_id)
+        rescore.delete_staging(self.output, None if self.options.rescore == "all" else target.generation)
+        if isinstance(self.source, ListedFiles):
+            listed = rescore.Files(self.source, self.limit, self._rescored)
+            rescore.follow_changes(self.output, listed, self.options, self.run_id)
         # Not what the stream observed: Spark counts the rows of a task twice if it loses an executor.
         return count_run(self.output, self.run_id, self.policy, timings)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from nsfw_spark.errors import ConfigError, TableError
+from nsfw_spark.errors import ConfigError, InputError, TableError
+from nsfw_spark.spark.rescore import in_commits
 from nsfw_spark.spark.sources import is_below
 from tests.conftest import png
 from tests.spark.conftest import Run, Tables, image_id, write_files
@@ -94,6 +97,14 @@ def test_a_file_that_came_again_after_it_was_missed_is_scored(
     assert tables.rows("image_scores")[image_id(folder / "2.png")].status == "ok"
 
 
+def test_large_files_are_replaced_by_several_commits() -> None:
+    files = [Row(length=length) for length in (4, 5, 20, 1, 0, 9, 1)]
+    commits = [[file.length for file in chunk] for chunk in in_commits(files, 10)]
+    assert commits == [[4, 5], [20], [1, 0, 9], [1]]
+    assert list(in_commits(files, math.inf)) == [files]
+    assert list(in_commits([], 10)) == []
+
+
 def test_all_images_of_a_changed_tar_are_replaced(run: Run, tables: Tables, tmp_path: Path) -> None:
     folder = write_files(tmp_path / "tars", {"a.tar": tar(samples(0, 3)), "b.tar": tar(samples(5, 2))})
     run(folder, tmp_path / "out")
@@ -122,6 +133,25 @@ def test_rows_of_deleted_files_go_only_when_they_are_pruned(
     assert set(tables.rows("image_scores")) == left | {image_id(other / "kept.png")}
     assert "deleted 2 rows" in capfd.readouterr().err
     assert is_consistent(tables)
+
+
+def test_a_directory_that_is_empty_today_is_no_error_and_its_last_rows_can_be_pruned(
+    score: Run, tables: Tables, tmp_path: Path
+) -> None:
+    folder, output = tmp_path / "tables", tmp_path / "out"
+    folder.mkdir()
+    options = {"format": "parquet", "carry": "caption"}
+    pq.write_table(image_table(0, 2), folder / "a.parquet")
+    score(folder, output, **options)
+    (folder / "a.parquet").unlink()
+    assert score(folder, output, **options).counts.images == 0
+    with pytest.raises(InputError, match="holds no file"):
+        score(folder, output, **options, rescore="all")
+    with pytest.raises(TableError, match="--prune-limit"):
+        score(folder, output, **options, prune=True)
+    assert len(tables.rows("image_scores")) == 2
+    score(folder, output, **options, prune=True, prune_limit=1)
+    assert not tables.rows("image_scores")
 
 
 def test_pruning_touches_only_what_this_source_could_have_made(
@@ -174,6 +204,11 @@ def lose(spark: SparkSession, output: Path, error: str) -> None:
     spark.sql(f"UPDATE {runs} SET files_lost = 1")  # noqa: S608
 
 
+def generation(spark: SparkSession, output: Path) -> str:
+    detail = spark.sql(f"DESCRIBE DETAIL delta.`{output}/image_scores`").collect()[0]
+    return str(detail.properties["nsfw_spark.generation"])
+
+
 def test_rescoring_all_begins_a_new_version(
     run: Run, folder: Path, tables: Tables, tmp_path: Path, other_card_file: str
 ) -> None:
@@ -193,6 +228,8 @@ def test_rescoring_all_begins_a_new_version(
     assert is_consistent(tables)
     assert not list((output / "_checkpoints").glob("rescored-*"))
 
+    # A run that was killed before it deleted the staging table must not hide later changes of mind.
+    write_files(output / "_checkpoints" / f"rescored-{generation(spark, output)}", {"half": b""})
     write_files(folder, {"new.png": png(seed=70)})
     assert run(folder, output, model=other_card_file).counts.images == 1
     assert run(folder, output, model=other_card_file, rescore="all").counts.images == len(IMAGES) + 1

@@ -15,6 +15,7 @@ from pyspark.errors import StreamingQueryException
 from pyspark.sql import DataFrame
 from pyspark.sql.types import StructType
 
+from nsfw_spark.errors import InputError
 from nsfw_spark.options import JobOptions
 from nsfw_spark.readers.chunk import MOST_BYTES
 from nsfw_spark.scorer import Timings
@@ -25,6 +26,7 @@ from nsfw_spark.spark.checkpoints import (
     check_still_there,
     checkpoint_id,
     find_checkpoint,
+    is_known,
     last_accounted_batch,
     last_batch,
     unwritten_batch,
@@ -68,7 +70,9 @@ class ScoringJob:
     run_id: str
 
     def check(self) -> None:
-        """Refuse a policy that cannot be applied, and repeated or null ids, before the run takes the lock."""
+        """Refuse what is wrong with the policy, the ids or the input, before the run takes the lock."""
+        if self.source.lack and (self.options.rescore == "all" or not self._is_known()):
+            raise InputError(self.source.lack)
         if not self.output.exists(IMAGE_SCORES):  # else `target` checks it, under the lock
             self._check_policy(self.output)
         check_ids(self.source)
@@ -190,6 +194,9 @@ class ScoringJob:
 
     def _rescored(self, listed: DataFrame) -> DataFrame:
         return self._rows(listed, self._columns(), self.output)
+
+    def _is_known(self) -> bool:
+        return is_known(self.output, self.source, rescore.generation(self.output))
 
     def _check_policy(self, output: Output) -> None:
         if self.policy is not None:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from pyspark.sql import SparkSession
+from pyspark.sql import Row, SparkSession
 
 from nsfw_spark.errors import ConfigError, InputError, TableError
 from nsfw_spark.spark.rescore import in_commits
 from nsfw_spark.spark.sources import is_below
 from tests.conftest import png
 from tests.spark.conftest import Run, Tables, image_id, write_files
-from tests.spark.test_sources import samples, tar
+from tests.spark.test_sources import image_table, samples, tar
 
 FILTERED = ("safe_images", "flagged_images", "quarantined_images")
 IMAGES = {f"{i}.png": png(seed=i) for i in range(4)} | {"empty.png": b"", "text.png": b"text"}
@@ -210,7 +210,7 @@ def generation(spark: SparkSession, output: Path) -> str:
 
 
 def test_rescoring_all_begins_a_new_version(
-    run: Run, folder: Path, tables: Tables, tmp_path: Path, other_card_file: str
+    spark: SparkSession, run: Run, folder: Path, tables: Tables, tmp_path: Path, other_card_file: str
 ) -> None:
     output = tmp_path / "out"
     run(folder, output)
@@ -253,6 +253,28 @@ def test_rescoring_all_keeps_what_somebody_added_to_the_table(
     assert score(folder, tmp_path / "out", model=other_card_file).counts.images == 0
 
 
+def test_an_input_that_lists_files_of_another_is_refused_and_rescoring_all_takes_it_over(
+    score: Run, tables: Tables, tmp_path: Path
+) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    write_files(images, {"2024/a.png": png(seed=1), "tars/a.tar": tar(samples(0, 2))})
+    (tmp_path / "link").symlink_to(images / "2024")
+    pngs = {"format": "files", "glob": "*.png"}
+    score(images / "2024", output)
+    with pytest.raises(TableError, match=r"images contains .*2024, .*would have two rows.*--rescore all"):
+        score(images, output, **pngs)
+    with pytest.raises(TableError, match=r"link is the same place as .*2024, .*Name it so"):
+        score(tmp_path / "link", output)
+    score(images, output, format="webdataset")  # it lists other files
+    assert len(tables.rows("image_scores")) == 3
+
+    score(images, output, **pngs, rescore="all")
+    assert set(tables.rows("image_scores")) == {image_id(images / "2024/a.png")}
+    write_files(images / "2025", {"a.png": png(seed=3)})  # has no row yet
+    with pytest.raises(TableError, match=r"2025 lies in .*images, .*Run that one"):
+        score(images / "2025", output)
+
+
 def test_a_lost_checkpoint_is_refused_and_rescoring_all_repairs_it(
     run: Run, folder: Path, tables: Tables, tmp_path: Path
 ) -> None:
@@ -279,25 +301,3 @@ def test_rows_of_a_delta_table_cannot_be_compared_with_files(
     with pytest.raises(ConfigError, match="no directory of files"):
         run(delta_source, tmp_path / "out", id_column="id", **options)
     assert not (tmp_path / "out" / "image_scores").exists()
-def test_an_input_that_lists_files_of_another_is_refused_and_rescoring_all_takes_it_over(
-    score: Run, tables: Tables, tmp_path: Path
-) -> None:
-    images, output = tmp_path / "images", tmp_path / "out"
-    write_files(images, {"2024/a.png": png(seed=1), "tars/a.tar": tar(samples(0, 2))})
-    (tmp_path / "link").symlink_to(images / "2024")
-    pngs = {"format": "files", "glob": "*.png"}
-    score(images / "2024", output)
-    with pytest.raises(TableError, match=r"images contains .*2024, .*would have two rows.*--rescore all"):
-        score(images, output, **pngs)
-    with pytest.raises(TableError, match=r"link is the same place as .*2024, .*Name it so"):
-        score(tmp_path / "link", output)
-    score(images, output, format="webdataset")  # it lists other files
-    assert len(tables.rows("image_scores")) == 3
-
-    score(images, output, **pngs, rescore="all")
-    assert set(tables.rows("image_scores")) == {image_id(images / "2024/a.png")}
-    write_files(images / "2025", {"a.png": png(seed=3)})  # has no row yet
-    with pytest.raises(TableError, match=r"2025 lies in .*images, .*Run that one"):
-        score(images / "2025", output)
-
-

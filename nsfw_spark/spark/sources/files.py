@@ -6,11 +6,9 @@ long as nobody selects its column `content`, so a listed file may be of any size
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
-from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import Column, DataFrame, Row, SparkSession
@@ -21,10 +19,10 @@ from nsfw_spark.errors import ImageError, InputError
 from nsfw_spark.readers.chunk import MOST_BYTES
 from nsfw_spark.readers.files import ContentReader, FileReader
 from nsfw_spark.readers.storage import OPENED_ANYWHERE
-from nsfw_spark.spark.hadoop import file_system, literally, local_path, name_matcher
+from nsfw_spark.spark.hadoop import file_system, files_below, literally, name_matcher
 from nsfw_spark.spark.schema import IMAGE_ID, MODIFICATION_TIME
 from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions
-from nsfw_spark.uris import HIDDEN, absolute_uri
+from nsfw_spark.uris import absolute_uri
 
 LISTED: Final = ("path", "modificationTime", "length")
 """Columns of a listing; a reader opens `path`."""
@@ -62,11 +60,13 @@ class ListedFiles(Source):
         self.uri = self._full_uri(options.uri)
         if next(files_below(spark, self.uri, self._glob), None) is None:
             ending = f" that ends in .{', .'.join(self.suffixes)}" if self.suffixes else ""
-            raise InputError(
+            self.lack = (
                 f"input {options.uri} holds no file"
                 f"{f' that matches {options.glob}' if options.glob else ending}; expected a directory with "
                 f"{self.holds}"
             )
+            if not options.may_be_empty:
+                raise InputError(self.lack)
 
     def stream(self, limit: Limit) -> DataFrame:
         """List new files: see `Source.stream`."""
@@ -217,44 +217,6 @@ def _as_images(files: DataFrame) -> DataFrame:
 def is_below(file: Column, directory: str) -> Column:
     """Whether a file is a directory's, or the file of that name; a bucket's root ends in a slash."""
     return file.startswith(f"{directory.rstrip('/')}/") | (file == directory)
-
-
-def files_below(spark: SparkSession, uri: str, glob: str | None = None) -> Iterator[str]:
-    """Yield the URIs of the files that Spark would list, as they are found."""
-    files, path = file_system(spark, uri)
-    matcher = None if glob is None else name_matcher(spark, glob)
-    if files.getFileStatus(path).isFile():
-        found: Iterator[tuple[str, str]] = iter([(path.getName(), str(path.toString()))])
-    else:
-        local = local_path(spark, uri)
-        found = _below(files, path) if local is None else _below_local(local)
-    yield from (file for name, file in found if matcher is None or matcher.matches(name))
-
-
-def _below(files: Any, directory: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 - Java objects
-    """Yield name and URI of all files below a directory."""
-    found = files.listStatusIterator(directory)
-    while found.hasNext():
-        status = found.next()
-        path, name = status.getPath(), status.getPath().getName()
-        if name.startswith(HIDDEN):
-            continue
-        if status.isDirectory():
-            yield from _below(files, path)
-        else:
-            yield name, str(path.toString())
-
-
-def _below_local(directory: Path) -> Iterator[tuple[str, str]]:
-    """Like `_below`, with os.scandir: Hadoop stats a whole directory before it yields a file."""
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.name.startswith(HIDDEN):
-                continue
-            if entry.is_dir():
-                yield from _below_local(Path(entry.path))
-            else:
-                yield entry.name, f"file:{entry.path}"
 
 
 def _ending_in(suffixes: Iterable[str]) -> str:

@@ -48,6 +48,8 @@ class SourceOptions:
     """Longer images are not read."""
     embedding_dim: int | None = None
     """D, the numbers in an embedding of the model."""
+    may_be_empty: bool = False
+    """Whether a directory without files is no error, but `Source.lack`."""
     reader_options: Mapping[str, str] = field(default_factory=dict)
     """Options of Auto Loader."""
     taken: tuple[str, ...] = ()
@@ -109,6 +111,7 @@ class Source(ABC):
         has_image_files: Whether each listed file is one image, and its URI the image_id.
         file_column: Column of image_scores with the listed file of a row; None if Spark lists no files.
         max_bytes: Longest file that Spark itself reads.
+        lack: Why there is nothing to list now, as a message; None if there are files or rows.
     """
 
     spark: SparkSession
@@ -119,6 +122,7 @@ class Source(ABC):
     has_image_files: bool = False
     file_column: str | None = None
     max_bytes: int = MOST_BYTES
+    lack: str | None = None
 
     @abstractmethod
     def stream(self, limit: Limit) -> DataFrame:

@@ -13,7 +13,7 @@ from pyspark.sql import Row, SparkSession
 
 from nsfw_spark.errors import ConfigError, InputError, TableError
 from nsfw_spark.spark.rescore import in_commits
-from nsfw_spark.spark.sources import is_below
+from nsfw_spark.spark.sources import files, is_below
 from tests.conftest import png
 from tests.spark.conftest import Run, Tables, image_id, write_files
 from tests.spark.test_sources import image_table, samples, tar
@@ -136,7 +136,7 @@ def test_rows_of_deleted_files_go_only_when_they_are_pruned(
 
 
 def test_a_directory_that_is_empty_today_is_no_error_and_its_last_rows_can_be_pruned(
-    score: Run, tables: Tables, tmp_path: Path
+    score: Run, tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, output = tmp_path / "tables", tmp_path / "out"
     folder.mkdir()
@@ -147,6 +147,10 @@ def test_a_directory_that_is_empty_today_is_no_error_and_its_last_rows_can_be_pr
     assert score(folder, output, **options).counts.images == 0
     with pytest.raises(InputError, match="holds no file"):
         score(folder, output, **options, rescore="all")
+    folder.rmdir()
+    with pytest.raises(InputError, match="cannot be read"):
+        score(folder, output, **options)
+    monkeypatch.setattr(files, "_WITHOUT_DIRECTORIES", ("/",))  # as if they were in a store
     with pytest.raises(TableError, match="--prune-limit"):
         score(folder, output, **options, prune=True)
     assert len(tables.rows("image_scores")) == 2

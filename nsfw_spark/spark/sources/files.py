@@ -6,6 +6,7 @@ long as nobody selects its column `content`, so a listed file may be of any size
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import ClassVar, Final
@@ -38,6 +39,9 @@ _BINARY_FILE: Final = StructType(
 )
 _LISTED_SCHEMA: Final = StructType([_BINARY_FILE[name] for name in LISTED])
 _FILES_TRIED: Final = 10  # for the schema, while the files before are damaged
+_LAST_LETTER: Final = re.compile(r"([A-Za-z0-9])([^A-Za-z0-9]*)$")
+_WITHOUT_DIRECTORIES: Final = ("s3:", "s3a:", "s3n:", "gs:", "abfs:", "abfss:")
+"""Stores in which a directory without files does not exist."""
 
 
 class ListedFiles(Source):
@@ -57,8 +61,8 @@ class ListedFiles(Source):
         self.spark = spark
         self.max_bytes = min(options.max_bytes, MOST_BYTES)
         self._glob = options.glob or (_ending_in(self.suffixes) if self.suffixes else None)
-        self.uri = self._full_uri(options.uri)
-        if next(files_below(spark, self.uri, self._glob), None) is None:
+        self.uri = self._full_uri(options)
+        if self.lack is None and next(files_below(spark, self.uri, self._glob), None) is None:
             ending = f" that ends in .{', .'.join(self.suffixes)}" if self.suffixes else ""
             self.lack = (
                 f"input {options.uri} holds no file"
@@ -109,7 +113,7 @@ class ListedFiles(Source):
     def files(self, limit: Limit | None = None) -> DataFrame:
         """Return binaryFile's columns of all files, or with a limit of new files, as a stream."""
         if limit is None:
-            return self._load(self.uri)
+            return self.spark.createDataFrame([], _BINARY_FILE) if self.lack else self._load(self.uri)
         reader = (
             self.spark.readStream.format("binaryFile")
             .schema(_BINARY_FILE)
@@ -120,7 +124,10 @@ class ListedFiles(Source):
             # A file that is deleted after it was listed would fail its micro-batch again and again.
             .option("ignoreMissingFiles", "true")
         )
-        return reader.load(literally(self.uri))
+        pattern = literally(self.uri)
+        if self.lack:  # Spark checks that a path exists, but not a pattern
+            pattern = _LAST_LETTER.sub(r"[\1]\2", pattern)
+        return reader.load(pattern)
 
     def learn(self, read: Callable[[str], StructType]) -> StructType:
         """Return the schema that `read` finds in the first undamaged file.
@@ -139,13 +146,17 @@ class ListedFiles(Source):
             f"one. The first: {problems[0]}"
         )
 
-    def _full_uri(self, uri: str) -> str:
+    def _full_uri(self, options: SourceOptions) -> str:
+        uri = absolute_uri(options.uri)
         try:
-            files, path = file_system(self.spark, absolute_uri(uri))
+            files, path = file_system(self.spark, uri)
             files.getFileStatus(path)
         except Py4JJavaError as error:
             reason = str(error.java_exception.getMessage()).splitlines()[0]
-            raise InputError(f"input {uri} cannot be read: {reason}. Expected a directory") from None
+            self.lack = f"input {options.uri} cannot be read: {reason}. Expected a directory"
+            is_absent = error.java_exception.getClass().getSimpleName() == "FileNotFoundException"
+            if not (is_absent and options.may_be_empty and uri.startswith(_WITHOUT_DIRECTORIES)):
+                raise InputError(self.lack) from None
         return str(path.toString())
 
     def _load(self, *uris: str, **options: str) -> DataFrame:

@@ -112,6 +112,8 @@ class ScoringJob:
     def _score_new(self, target: Target) -> Timings:
         """Append the images that the checkpoint has not seen; return what the tasks spent."""
         source, scoring, output, columns = self.source, self.scoring, target.output, self._columns()
+        if isinstance(source, ListedFiles) and last_batch(output.spark, target.checkpoint) < 0:
+            source.check_opened()
         known = self._self_check(output)
         tables.ensure_image_scores(output, columns, scoring.name, scoring.fingerprint, self_check=known)
         timings = self._stream(target, columns)
@@ -147,7 +149,8 @@ class ScoringJob:
             return False
         number, entry = batch
         if written_batch(output, checkpoint) < number:
-            files = readable_files(spark, listed_files(spark, checkpoint, after_batch=entry - 1))
+            listed = listed_files(spark, checkpoint, after_batch=entry - 1)
+            files = readable_files(spark, listed, self.source.max_bytes)
             if not files:
                 return False  # the whole store is away
             query, next_ = checkpoint_id(spark, checkpoint), str(number + 1)

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Final
 
 from delta import DeltaTable
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from nsfw_spark.errors import STORAGE_FAILED, ConfigError, TableError
@@ -23,7 +23,7 @@ from nsfw_spark.spark import tables
 from nsfw_spark.spark.hadoop import delete, exists, in_lists, list_names
 from nsfw_spark.spark.runs import may_have_lost_files
 from nsfw_spark.spark.sources import ListedFiles, Source
-from nsfw_spark.spark.tables import IMAGE_SCORES, PROPERTY, Output
+from nsfw_spark.spark.tables import IMAGE_SCORES, PROPERTY, Output, last_version
 
 _FILES_AT_ONCE: Final = 1_000  # replaced by one commit, whose condition holds their names
 _NIGHTS: Final = tuple(f"{STORAGE_FAILED}{times}: " for times in ("", " twice", " three times"))
@@ -99,6 +99,7 @@ def _replace(
     """
     columns = output.table(IMAGE_SCORES).schema
     for chunk in in_lists(files, _FILES_AT_ONCE):
+        before = last_version(output, IMAGE_SCORES)
         rows = score(source.listed_again(chunk))
         nulls = {
             field.name: F.lit(None).cast(field.dataType)
@@ -106,7 +107,25 @@ def _replace(
             if field.name not in rows.columns
         }
         writer = rows.withColumns(nulls).select(columns.names).writeTo(output.name(IMAGE_SCORES))
-        writer.overwrite(F.col(str(source.file_column)).isin([file.path for file in chunk]))
+        is_of_chunk = F.col(str(source.file_column)).isin([file.path for file in chunk])
+        writer.overwrite(is_of_chunk)
+        if source.file_column != "image_id":
+            _keep(output, str(source.file_column), is_of_chunk, before)
+
+
+def _keep(output: Output, file: str, is_of_chunk: Column, version: int | None) -> None:
+    """Add the rows of images again that a version had, and that storage failed to give this time.
+
+    A tar that was read to its half, and on the next night not at all, keeps the rows of that half.
+    """
+    now = output.table(IMAGE_SCORES).filter(is_of_chunk)
+    failed = now.filter((F.col("status") == "missing") & F.col("error").startswith(STORAGE_FAILED))
+    if failed.isEmpty():
+        return
+    earlier = output.table(IMAGE_SCORES, version).filter(is_of_chunk & (F.col("status") != "missing"))
+    kept = earlier.join(failed.select(file), file, "left_semi")
+    kept = kept.join(now.select("image_id"), "image_id", "left_anti")
+    kept.select(now.columns).writeTo(output.name(IMAGE_SCORES)).append()
 
 
 def _prune(output: Output, source: ListedFiles, limit: float) -> int:

@@ -12,7 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+import pyarrow as pa
 from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, LongType, StringType, StructField, StructType, TimestampType
@@ -22,6 +24,7 @@ from nsfw_spark.readers.chunk import MOST_BYTES
 from nsfw_spark.readers.files import ContentReader, FileReader
 from nsfw_spark.readers.storage import OPENED_ANYWHERE
 from nsfw_spark.spark.hadoop import file_system, literally, local_path, name_matcher
+from nsfw_spark.spark.progress import from_executor
 from nsfw_spark.spark.schema import IMAGE_ID, MODIFICATION_TIME
 from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions
 from nsfw_spark.uris import HIDDEN, absolute_uri
@@ -39,7 +42,8 @@ _BINARY_FILE: Final = StructType(
     ]
 )
 _LISTED_SCHEMA: Final = StructType([_BINARY_FILE[name] for name in LISTED])
-_FILES_TRIED: Final = 10  # for the schema, while the files before are damaged
+_FILES_TRIED: Final = 10
+_FILES_FOUND: Final = 1_000  # from which those are chosen that an executor opens
 
 
 class ListedFiles(Source):
@@ -135,6 +139,39 @@ class ListedFiles(Source):
             f"one. The first: {problems[0]}"
         )
 
+    def check_opened(self) -> None:
+        """Make sure that an executor can open one of the first files, as the readers open it.
+
+        The driver lists files with Hadoop's client. The readers have pyarrow's, on other machines, perhaps
+        with another identity: if they can open nothing, all files would be marked as seen without a score.
+
+        Raises:
+            ConfigError: The credentials in Spark's settings cannot be used.
+            InputError: None of the files can be opened.
+        """
+        found = list(islice(files_below(self.spark, self.uri, self._glob), _FILES_FOUND))
+        files, storage = found[:: -(-len(found) // _FILES_TRIED)], self.storage()
+
+        def open_one(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            for _ in batches:
+                problems = []
+                for uri in files:
+                    problems.append(storage.problem(uri))
+                    if problems[-1] is None:
+                        break
+                yield pa.RecordBatch.from_arrays([pa.array(problems, pa.string())], ["problem"])
+
+        try:
+            rows = self.spark.range(0, 1, 1, 1).mapInArrow(open_one, "problem string").collect()
+        except PySparkException as error:
+            raise from_executor(error) from error
+        if rows[-1].problem is not None:
+            raise InputError(
+                f"input {self.uri}: Spark lists files, but an executor can open none of {len(rows)} that "
+                f"it tried. The first, {files[0]}: {rows[0].problem}. Expected the same paths and rights "
+                "on all executors as on the driver (docs/stores.md). No file is marked as seen"
+            )
+
     def _full_uri(self, uri: str) -> str:
         try:
             files, path = file_system(self.spark, absolute_uri(uri))
@@ -180,6 +217,11 @@ class ImageFiles(ListedFiles):
     def images(self, limit: Limit | None = None) -> DataFrame:
         """Return binaryFile's columns and `image_id`: see `Source.images`."""
         return self.files(limit).withColumn("image_id", F.col("path"))
+
+    def check_opened(self) -> None:
+        """Make sure that an executor can open a file: see `ListedFiles.check_opened`."""
+        if not self._is_read_by_spark:
+            super().check_opened()
 
     def prepared(self, files: DataFrame) -> DataFrame:
         """List files; let Spark read the bytes where Python has no client for the file system, as for HDFS.

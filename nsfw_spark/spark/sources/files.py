@@ -6,11 +6,9 @@ long as nobody selects its column `content`, so a listed file may be of any size
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import pyarrow as pa
 from py4j.protocol import Py4JJavaError
@@ -19,15 +17,15 @@ from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, LongType, StringType, StructField, StructType, TimestampType
 
-from nsfw_spark.errors import ConfigError, ImageError, InputError
+from nsfw_spark.errors import ImageError, InputError
 from nsfw_spark.readers.chunk import MOST_BYTES
 from nsfw_spark.readers.files import ContentReader, FileReader
 from nsfw_spark.readers.storage import OPENED_ANYWHERE
-from nsfw_spark.spark.hadoop import file_system, literally, local_path, name_matcher
+from nsfw_spark.spark.hadoop import file_system, files_below, literally, name_matcher
 from nsfw_spark.spark.progress import from_executor
 from nsfw_spark.spark.schema import IMAGE_ID, MODIFICATION_TIME
 from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions
-from nsfw_spark.uris import HIDDEN, absolute_uri
+from nsfw_spark.uris import absolute_uri
 
 LISTED: Final = ("path", "modificationTime", "length")
 """Columns of a listing; a reader opens `path`."""
@@ -66,11 +64,13 @@ class ListedFiles(Source):
         self.uri = self._full_uri(options.uri)
         if next(files_below(spark, self.uri, self._glob), None) is None:
             ending = f" that ends in .{', .'.join(self.suffixes)}" if self.suffixes else ""
-            raise InputError(
+            self.lack = (
                 f"input {options.uri} holds no file"
                 f"{f' that matches {options.glob}' if options.glob else ending}; expected a directory with "
                 f"{self.holds}"
             )
+            if not options.may_be_empty:
+                raise InputError(self.lack)
 
     def stream(self, limit: Limit) -> DataFrame:
         """List new files: see `Source.stream`."""
@@ -88,14 +88,18 @@ class ListedFiles(Source):
         """Return the reader's input for some files of a listing."""
         return self.prepared(self.spark.createDataFrame(files, _LISTED_SCHEMA))
 
-    def rows_of(self, scores: DataFrame) -> DataFrame:
+    def rows_of(self, scores: DataFrame, directory: str | None = None) -> DataFrame:
         """Return the rows of image_scores that this source could have made, with their file as `file`.
 
-        Rows of files that another format or `--glob` reads below the same directory are not among them.
+        Rows of files that another format or `--glob` reads below the same directory are not among them. With
+        another directory, return the rows that this source would make there.
         """
-        file = F.col(str(self.file_column))
-        rows = scores.filter(is_below(file, self.uri)).withColumn("file", file)
-        if self.file_column == "image_id" and "source_file" in scores.columns:
+        name = self.file_column or "image_id"
+        if name not in scores.columns:
+            return scores.withColumn("file", F.col("image_id")).limit(0)
+        file = F.col(name)
+        rows = scores.filter(is_below(file, directory or self.uri)).withColumn("file", file)
+        if name == "image_id" and "source_file" in scores.columns:
             rows = rows.filter(F.col("source_file").isNull())
         if self._glob is None:
             return rows
@@ -150,22 +154,20 @@ class ListedFiles(Source):
             InputError: None of the files can be opened.
         """
         found = list(islice(files_below(self.spark, self.uri, self._glob), _FILES_FOUND))
-        files, storage = found[:: -(-len(found) // _FILES_TRIED)], self.storage()
+        files, storage = found[:: max(1, -(-len(found) // _FILES_TRIED))], self.storage()
 
         def open_one(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             for _ in batches:
-                problems = []
-                for uri in files:
-                    problems.append(storage.problem(uri))
-                    if problems[-1] is None:
-                        break
+                problems: list[str | None] = []
+                while len(problems) < len(files) and None not in problems:
+                    problems.append(storage.problem(files[len(problems)]))
                 yield pa.RecordBatch.from_arrays([pa.array(problems, pa.string())], ["problem"])
 
         try:
             rows = self.spark.range(0, 1, 1, 1).mapInArrow(open_one, "problem string").collect()
         except PySparkException as error:
             raise from_executor(error) from error
-        if rows[-1].problem is not None:
+        if files and rows[-1].problem is not None:
             raise InputError(
                 f"input {self.uri}: Spark lists files, but an executor can open none of {len(rows)} that "
                 f"it tried. The first, {files[0]}: {rows[0].problem}. Expected the same paths and rights "
@@ -252,84 +254,9 @@ def _as_images(files: DataFrame) -> DataFrame:
     return files.select(F.col("path").alias("image_id"), modified, "length", "content")
 
 
-class AutoLoaderFiles(ImageFiles):
-    """Like `files`, listed by Databricks' Auto Loader.
-
-    Only Databricks can read its log of listed files. So empty or vanished files, which it skips, get no row.
-    """
-
-    file_column = None
-
-    def __init__(self, spark: SparkSession, options: SourceOptions) -> None:
-        if "DATABRICKS_RUNTIME_VERSION" not in os.environ:
-            raise ConfigError(
-                "--format cloudfiles is Databricks' Auto Loader, and this is not a Databricks cluster (there "
-                "is no DATABRICKS_RUNTIME_VERSION); expected --format files, which lists the directory itself"
-            )
-        super().__init__(spark, options)
-
-    def stream(self, limit: Limit) -> DataFrame:
-        """List new files: see `Source.stream`."""
-        reader = self.spark.readStream.format("cloudFiles").options(**self.auto_loader_options(limit))
-        return self.prepared(reader.load(literally(self.uri)))
-
-    def auto_loader_options(self, limit: Limit) -> dict[str, str]:
-        """Return the options of Auto Loader, which knows the schema of binaryFile.
-
-        Source:
-            docs.databricks.com, "Auto Loader options" (2026).
-        """
-        return {
-            "cloudFiles.format": "binaryFile",
-            "cloudFiles.includeExistingFiles": "true",
-            "cloudFiles.maxFilesPerTrigger": str(limit.num_files or limit.num_images),
-            # As with `files`, a changed file keeps its score.
-            "cloudFiles.allowOverwrites": "false",
-            **self._file_options(),
-        }
-
-
 def is_below(file: Column, directory: str) -> Column:
     """Whether a file is a directory's, or the file of that name; a bucket's root ends in a slash."""
     return file.startswith(f"{directory.rstrip('/')}/") | (file == directory)
-
-
-def files_below(spark: SparkSession, uri: str, glob: str | None = None) -> Iterator[str]:
-    """Yield the URIs of the files that Spark would list, as they are found."""
-    files, path = file_system(spark, uri)
-    matcher = None if glob is None else name_matcher(spark, glob)
-    if files.getFileStatus(path).isFile():
-        found: Iterator[tuple[str, str]] = iter([(path.getName(), str(path.toString()))])
-    else:
-        local = local_path(spark, uri)
-        found = _below(files, path) if local is None else _below_local(local)
-    yield from (file for name, file in found if matcher is None or matcher.matches(name))
-
-
-def _below(files: Any, directory: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 - Java objects
-    """Yield name and URI of all files below a directory."""
-    found = files.listStatusIterator(directory)
-    while found.hasNext():
-        status = found.next()
-        path, name = status.getPath(), status.getPath().getName()
-        if name.startswith(HIDDEN):
-            continue
-        if status.isDirectory():
-            yield from _below(files, path)
-        else:
-            yield name, str(path.toString())
-
-
-def _below_local(directory: Path) -> Iterator[tuple[str, str]]:
-    """Like `_below`, with os.scandir: Hadoop stats a whole directory before it yields a file."""
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.name.startswith(HIDDEN):
-                continue
-            if entry.is_dir():
-                yield from _below_local(Path(entry.path))
-            else:
-                yield entry.name, f"file:{entry.path}"
 
 
 def _ending_in(suffixes: Iterable[str]) -> str:

@@ -11,9 +11,10 @@ from pyspark.sql import SparkSession
 
 from nsfw_spark.errors import InputError
 from nsfw_spark.readers.webdataset import IMAGE_EXTENSIONS
-from nsfw_spark.spark.hadoop import exists
+from nsfw_spark.spark.hadoop import exists, files_below
+from nsfw_spark.spark.sources.auto_loader import AutoLoaderFiles
 from nsfw_spark.spark.sources.delta import DeltaRows, is_table_name
-from nsfw_spark.spark.sources.files import AutoLoaderFiles, ImageFiles, files_below
+from nsfw_spark.spark.sources.files import ImageFiles
 from nsfw_spark.spark.sources.parquet import NpyFiles, ParquetFiles
 from nsfw_spark.spark.sources.source import Source, SourceOptions
 from nsfw_spark.spark.sources.webdataset import Tars

@@ -6,13 +6,11 @@ long as nobody selects its column `content`, so a listed file may be of any size
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import ClassVar, Final
 
-import pyarrow as pa
 from py4j.protocol import Py4JJavaError
-from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, LongType, StringType, StructField, StructType, TimestampType
@@ -22,7 +20,6 @@ from nsfw_spark.readers.chunk import MOST_BYTES
 from nsfw_spark.readers.files import ContentReader, FileReader
 from nsfw_spark.readers.storage import OPENED_ANYWHERE
 from nsfw_spark.spark.hadoop import file_system, files_below, literally, name_matcher
-from nsfw_spark.spark.progress import from_executor
 from nsfw_spark.spark.schema import IMAGE_ID, MODIFICATION_TIME
 from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions
 from nsfw_spark.uris import absolute_uri
@@ -40,8 +37,7 @@ _BINARY_FILE: Final = StructType(
     ]
 )
 _LISTED_SCHEMA: Final = StructType([_BINARY_FILE[name] for name in LISTED])
-_FILES_TRIED: Final = 10
-_FILES_FOUND: Final = 1_000  # from which those are chosen that an executor opens
+_FILES_TRIED: Final = 10  # for the schema, while the files before are damaged
 
 
 class ListedFiles(Source):
@@ -56,13 +52,15 @@ class ListedFiles(Source):
     """Suffixes of the files, in any case; empty means any name."""
     bytes_per_image: int | None = None
     """Estimate; None if a file is one image."""
+    is_read_by_spark: bool = False
+    """Whether Spark reads the files, because Python has no client for their file system."""
 
     def __init__(self, spark: SparkSession, options: SourceOptions) -> None:
         self.spark = spark
         self.max_bytes = min(options.max_bytes, MOST_BYTES)
-        self._glob = options.glob or (_ending_in(self.suffixes) if self.suffixes else None)
+        self.glob = options.glob or (_ending_in(self.suffixes) if self.suffixes else None)
         self.uri = self._full_uri(options.uri)
-        if next(files_below(spark, self.uri, self._glob), None) is None:
+        if next(files_below(spark, self.uri, self.glob), None) is None:
             ending = f" that ends in .{', .'.join(self.suffixes)}" if self.suffixes else ""
             self.lack = (
                 f"input {options.uri} holds no file"
@@ -101,9 +99,9 @@ class ListedFiles(Source):
         rows = scores.filter(is_below(file, directory or self.uri)).withColumn("file", file)
         if name == "image_id" and "source_file" in scores.columns:
             rows = rows.filter(F.col("source_file").isNull())
-        if self._glob is None:
+        if self.glob is None:
             return rows
-        pattern = name_matcher(self.spark, self._glob).compiled().pattern()
+        pattern = name_matcher(self.spark, self.glob).compiled().pattern()
         return rows.filter(F.substring_index("file", "/", -1).rlike(pattern))
 
     def prepared(self, files: DataFrame) -> DataFrame:
@@ -133,7 +131,7 @@ class ListedFiles(Source):
             InputError: The first ten files are damaged.
         """
         problems = []
-        for uri in islice(files_below(self.spark, self.uri, self._glob), _FILES_TRIED):
+        for uri in islice(files_below(self.spark, self.uri, self.glob), _FILES_TRIED):
             try:
                 return read(uri)
             except ImageError as error:
@@ -142,37 +140,6 @@ class ListedFiles(Source):
             f"input {self.uri}: none of its first {len(problems)} files can be read; expected an undamaged "
             f"one. The first: {problems[0]}"
         )
-
-    def check_opened(self) -> None:
-        """Make sure that an executor can open one of the first files, as the readers open it.
-
-        The driver lists files with Hadoop's client. The readers have pyarrow's, on other machines, perhaps
-        with another identity: if they can open nothing, all files would be marked as seen without a score.
-
-        Raises:
-            ConfigError: The credentials in Spark's settings cannot be used.
-            InputError: None of the files can be opened.
-        """
-        found = list(islice(files_below(self.spark, self.uri, self._glob), _FILES_FOUND))
-        files, storage = found[:: max(1, -(-len(found) // _FILES_TRIED))], self.storage()
-
-        def open_one(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-            for _ in batches:
-                problems: list[str | None] = []
-                while len(problems) < len(files) and None not in problems:
-                    problems.append(storage.problem(files[len(problems)]))
-                yield pa.RecordBatch.from_arrays([pa.array(problems, pa.string())], ["problem"])
-
-        try:
-            rows = self.spark.range(0, 1, 1, 1).mapInArrow(open_one, "problem string").collect()
-        except PySparkException as error:
-            raise from_executor(error) from error
-        if files and rows[-1].problem is not None:
-            raise InputError(
-                f"input {self.uri}: Spark lists files, but an executor can open none of {len(rows)} that "
-                f"it tried. The first, {files[0]}: {rows[0].problem}. Expected the same paths and rights "
-                "on all executors as on the driver (docs/stores.md). No file is marked as seen"
-            )
 
     def _full_uri(self, uri: str) -> str:
         try:
@@ -195,7 +162,7 @@ class ListedFiles(Source):
         return {"maxBytesPerTrigger": str(limit.num_images * self.bytes_per_image)}
 
     def _file_options(self) -> dict[str, str]:
-        glob = {} if self._glob is None else {"pathGlobFilter": self._glob}
+        glob = {} if self.glob is None else {"pathGlobFilter": self.glob}
         return {"recursiveFileLookup": "true", **glob}
 
 
@@ -211,19 +178,14 @@ class ImageFiles(ListedFiles):
         super().__init__(spark, options)
         options.check_named(self.columns.names)
         scheme = self.uri.partition(":")[0]
-        self._is_read_by_spark = scheme not in OPENED_ANYWHERE
+        self.is_read_by_spark = scheme not in OPENED_ANYWHERE
         storage = None if scheme == "file" else self.storage()
         reader = FileReader(storage, self.max_bytes)
-        self.reader = ContentReader(self.max_bytes) if self._is_read_by_spark else reader
+        self.reader = ContentReader(self.max_bytes) if self.is_read_by_spark else reader
 
     def images(self, limit: Limit | None = None) -> DataFrame:
         """Return binaryFile's columns and `image_id`: see `Source.images`."""
         return self.files(limit).withColumn("image_id", F.col("path"))
-
-    def check_opened(self) -> None:
-        """Make sure that an executor can open a file: see `ListedFiles.check_opened`."""
-        if not self._is_read_by_spark:
-            super().check_opened()
 
     def prepared(self, files: DataFrame) -> DataFrame:
         """List files; let Spark read the bytes where Python has no client for the file system, as for HDFS.
@@ -231,13 +193,13 @@ class ImageFiles(ListedFiles):
         Spark reads a file whole, and a file beyond 2 GiB fails its task. So too long files are skipped before
         Spark opens them.
         """
-        if not self._is_read_by_spark:
+        if not self.is_read_by_spark:
             return files.select(*LISTED)
         return _as_images(files.filter(F.col("length") <= self.max_bytes))
 
     def listed_again(self, files: list[Row]) -> DataFrame:
         """Return the reader's input for some files: see `ListedFiles.listed_again`."""
-        if not self._is_read_by_spark:
+        if not self.is_read_by_spark:
             return super().listed_again(files)
         # A file that Spark cannot read, or that is too long to be read, keeps its row without bytes.
         paths = [file.path for file in files if file.length <= self.max_bytes]

@@ -37,7 +37,7 @@ from nsfw_spark.spark.progress import OBSERVATION, Counts, counting_columns, fol
 from nsfw_spark.spark.reconcile import account_for_skipped, listed_files, readable_files
 from nsfw_spark.spark.runs import count_run, record_rescored
 from nsfw_spark.spark.scoring import ImageScoring, score_listed
-from nsfw_spark.spark.sources import Limit, ListedFiles, Source, check_ids
+from nsfw_spark.spark.sources import Limit, ListedFiles, Source, check_ids, check_opened
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 from nsfw_spark.spark.udf import model_columns
 from nsfw_spark.spark.vector_scoring import VectorScoring
@@ -117,6 +117,8 @@ class ScoringJob:
     def _score_new(self, target: Target) -> Timings:
         """Append the images that the checkpoint has not seen; return what the tasks spent."""
         source, scoring, output, columns = self.source, self.scoring, target.output, self._columns()
+        if last_batch(output.spark, target.checkpoint) < 0:
+            check_opened(source)
         known = self._self_check(output)
         tables.ensure_image_scores(output, columns, scoring.name, scoring.fingerprint, self_check=known)
         timings, is_cut_off = Timings(), False
@@ -159,7 +161,8 @@ class ScoringJob:
             return False
         number, entry = batch
         if written_batch(output, checkpoint) < number:
-            files = readable_files(spark, listed_files(spark, checkpoint, after_batch=entry - 1))
+            listed = listed_files(spark, checkpoint, after_batch=entry - 1)
+            files = readable_files(spark, listed, self.source.max_bytes)
             if not files:
                 return False  # the whole store is away
             query, next_ = checkpoint_id(spark, checkpoint), str(number + 1)

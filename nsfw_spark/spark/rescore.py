@@ -16,7 +16,7 @@ from itertools import chain, pairwise
 from typing import Final
 
 from delta import DeltaTable
-from pyspark.sql import DataFrame, Row
+from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
 from nsfw_spark.errors import STORAGE_FAILED, ConfigError, TableError
@@ -25,7 +25,7 @@ from nsfw_spark.spark import tables
 from nsfw_spark.spark.hadoop import delete, exists, in_lists, list_names
 from nsfw_spark.spark.runs import may_have_lost_files
 from nsfw_spark.spark.sources import Limit, ListedFiles, Source
-from nsfw_spark.spark.tables import IMAGE_SCORES, PROPERTY, Output
+from nsfw_spark.spark.tables import IMAGE_SCORES, PROPERTY, Output, last_version
 
 _FILES_AT_ONCE: Final = 1_000  # at most: the condition of their commit holds their names
 _NIGHTS: Final = tuple(f"{STORAGE_FAILED}{times}: " for times in ("", " twice", " three times"))
@@ -121,6 +121,7 @@ def _replace(output: Output, files: Files, listed: DataFrame) -> None:
     most_bytes = files.limit.num_images * (source.bytes_per_image or math.inf)
     lists = in_lists(listed, files.limit.num_files or _FILES_AT_ONCE)
     for chunk in chain.from_iterable(in_commits(each, most_bytes) for each in lists):
+        before = last_version(output, IMAGE_SCORES)
         rows = files.score(source.listed_again(chunk))
         nulls = {
             field.name: F.lit(None).cast(field.dataType)
@@ -128,7 +129,25 @@ def _replace(output: Output, files: Files, listed: DataFrame) -> None:
             if field.name not in rows.columns
         }
         writer = rows.withColumns(nulls).select(columns.names).writeTo(output.name(IMAGE_SCORES))
-        writer.overwrite(F.col(str(source.file_column)).isin([file.path for file in chunk]))
+        is_of_chunk = F.col(str(source.file_column)).isin([file.path for file in chunk])
+        writer.overwrite(is_of_chunk)
+        if source.file_column != "image_id":
+            _keep(output, str(source.file_column), is_of_chunk, before)
+
+
+def _keep(output: Output, file: str, is_of_chunk: Column, version: int | None) -> None:
+    """Add the rows of images again that a version had, and that storage failed to give this time.
+
+    A tar that was read to its half, and on the next night not at all, keeps the rows of that half.
+    """
+    now = output.table(IMAGE_SCORES).filter(is_of_chunk)
+    failed = now.filter((F.col("status") == "missing") & F.col("error").startswith(STORAGE_FAILED))
+    if failed.isEmpty():
+        return
+    earlier = output.table(IMAGE_SCORES, version).filter(is_of_chunk & (F.col("status") != "missing"))
+    kept = earlier.join(failed.select(file), file, "left_semi")
+    kept = kept.join(now.select("image_id"), "image_id", "left_anti")
+    kept.select(now.columns).writeTo(output.name(IMAGE_SCORES)).append()
 
 
 def _prune(output: Output, source: ListedFiles, limit: float) -> int:

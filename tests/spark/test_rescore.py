@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from pyspark.sql import Row, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import functions as F
 
 from nsfw_spark.errors import ConfigError, InputError, TableError
-from nsfw_spark.spark.rescore import in_commits
-from nsfw_spark.spark.sources import files, is_below
+from nsfw_spark.options import job_options
+from nsfw_spark.spark.rescore import Files, follow_changes, in_commits
+from nsfw_spark.spark.sources import Limit, ListedFiles, SourceOptions, files, is_below, open_source
+from nsfw_spark.spark.tables import Output
 from tests.conftest import png
 from tests.spark.conftest import Run, Tables, image_id, write_files
 from tests.spark.test_sources import image_table, samples, tar
@@ -198,6 +201,41 @@ def test_what_storage_failed_to_give_is_tried_again_by_three_runs(
     lose(spark, output, "storage failed three times: no answer")
     assert run(folder, output).counts.images == 0
     assert is_consistent(tables)
+
+
+def test_images_of_a_tar_that_storage_fails_to_give_again_keep_their_rows(
+    spark: SparkSession, score: Run, tables: Tables, tmp_path: Path
+) -> None:
+    folder = write_files(tmp_path / "tars", {"a.tar": tar(samples(0, 3)), "b.tar": tar(samples(5, 1))})
+    score(folder, tmp_path / "out")
+    before = tables.rows("image_scores")
+    output = Output(spark, str(tmp_path / "out"), None)
+
+    def half_read(listed: DataFrame) -> DataFrame:
+        """Return a row of an image that could be read again, and the row of its tar."""
+        rows = output.table("image_scores").join(listed, F.col("source_file") == listed["path"], "left_semi")
+        tar_row = {
+            "image_id": F.col("source_file"),
+            "status": F.lit("missing"),
+            "error": F.lit("storage failed: no answer"),
+            "nsfw_score": F.lit(None).cast("float"),
+            "embedding": F.lit(None).cast("array<float>"),
+        }
+        first = rows.filter(F.col("image_id").endswith("0000.png")).withColumn("run_id", F.lit("night 2"))
+        return first.unionByName(first.withColumns(tar_row))
+
+    change(folder / "a.tar", tar(samples(0, 3)))
+    options = job_options({"output": output.location, "rescore": "changed"})
+    source = open_source(spark, SourceOptions(str(folder), format="webdataset"))
+    assert isinstance(source, ListedFiles)
+    follow_changes(output, Files(source, Limit(100), half_read), options, "night 2")
+    after = tables.rows("image_scores")
+    lost = f"file:{folder}/a.tar"
+    assert after.keys() == {*before, lost}
+    assert after[lost].status == "missing"
+    again = f"{lost}!/0000.png"
+    assert after[again].run_id == "night 2"
+    assert all(after[key] == row for key, row in before.items() if key != again)
 
 
 def lose(spark: SparkSession, output: Path, error: str) -> None:

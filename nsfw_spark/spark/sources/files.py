@@ -56,13 +56,15 @@ class ListedFiles(Source):
     """Suffixes of the files, in any case; empty means any name."""
     bytes_per_image: int | None = None
     """Estimate; None if a file is one image."""
+    is_read_by_spark: bool = False
+    """Whether Spark reads the files, because Python has no client for their file system."""
 
     def __init__(self, spark: SparkSession, options: SourceOptions) -> None:
         self.spark = spark
         self.max_bytes = min(options.max_bytes, MOST_BYTES)
-        self._glob = options.glob or (_ending_in(self.suffixes) if self.suffixes else None)
+        self.glob = options.glob or (_ending_in(self.suffixes) if self.suffixes else None)
         self.uri = self._full_uri(options)
-        if self.lack is None and next(files_below(spark, self.uri, self._glob), None) is None:
+        if self.lack is None and next(files_below(spark, self.uri, self.glob), None) is None:
             ending = f" that ends in .{', .'.join(self.suffixes)}" if self.suffixes else ""
             self.lack = (
                 f"input {options.uri} holds no file"
@@ -101,9 +103,9 @@ class ListedFiles(Source):
         rows = scores.filter(is_below(file, directory or self.uri)).withColumn("file", file)
         if name == "image_id" and "source_file" in scores.columns:
             rows = rows.filter(F.col("source_file").isNull())
-        if self._glob is None:
+        if self.glob is None:
             return rows
-        pattern = name_matcher(self.spark, self._glob).compiled().pattern()
+        pattern = name_matcher(self.spark, self.glob).compiled().pattern()
         return rows.filter(F.substring_index("file", "/", -1).rlike(pattern))
 
     def prepared(self, files: DataFrame) -> DataFrame:
@@ -136,7 +138,7 @@ class ListedFiles(Source):
             InputError: The first ten files are damaged.
         """
         problems = []
-        for uri in islice(files_below(self.spark, self.uri, self._glob), _FILES_TRIED):
+        for uri in islice(files_below(self.spark, self.uri, self.glob), _FILES_TRIED):
             try:
                 return read(uri)
             except ImageError as error:
@@ -171,7 +173,7 @@ class ListedFiles(Source):
         return {"maxBytesPerTrigger": str(limit.num_images * self.bytes_per_image)}
 
     def _file_options(self) -> dict[str, str]:
-        glob = {} if self._glob is None else {"pathGlobFilter": self._glob}
+        glob = {} if self.glob is None else {"pathGlobFilter": self.glob}
         return {"recursiveFileLookup": "true", **glob}
 
 
@@ -187,10 +189,10 @@ class ImageFiles(ListedFiles):
         super().__init__(spark, options)
         options.check_named(self.columns.names)
         scheme = self.uri.partition(":")[0]
-        self._is_read_by_spark = scheme not in OPENED_ANYWHERE
+        self.is_read_by_spark = scheme not in OPENED_ANYWHERE
         storage = None if scheme == "file" else self.storage()
         reader = FileReader(storage, self.max_bytes)
-        self.reader = ContentReader(self.max_bytes) if self._is_read_by_spark else reader
+        self.reader = ContentReader(self.max_bytes) if self.is_read_by_spark else reader
 
     def images(self, limit: Limit | None = None) -> DataFrame:
         """Return binaryFile's columns and `image_id`: see `Source.images`."""
@@ -202,13 +204,13 @@ class ImageFiles(ListedFiles):
         Spark reads a file whole, and a file beyond 2 GiB fails its task. So too long files are skipped before
         Spark opens them.
         """
-        if not self._is_read_by_spark:
+        if not self.is_read_by_spark:
             return files.select(*LISTED)
         return _as_images(files.filter(F.col("length") <= self.max_bytes))
 
     def listed_again(self, files: list[Row]) -> DataFrame:
         """Return the reader's input for some files: see `ListedFiles.listed_again`."""
-        if not self._is_read_by_spark:
+        if not self.is_read_by_spark:
             return super().listed_again(files)
         # A file that Spark cannot read, or that is too long to be read, keeps its row without bytes.
         paths = [file.path for file in files if file.length <= self.max_bytes]

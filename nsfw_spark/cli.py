@@ -55,9 +55,9 @@ _METAVARS: Final = {
     "uncertain": "LOW:HIGH",
     "heads": "NAME,…",
     "carry": "all|none|NAME,…",
-    "model": "NAME|FILE",
-    "second": "NAME|FILE",
     "policy": "SQL|FILE",
+    "source_option": "NAME=VALUE",
+    **dict.fromkeys(("model", "second"), "NAME|FILE"),
     **dict.fromkeys(("input", "output", "checkpoints", "content_from", "model_source"), "URI"),
     **dict.fromkeys(("content_column", "id_column", "score_class"), "NAME"),
     "model_dir": "DIR",
@@ -254,10 +254,8 @@ def _option_type(field: str, group: str) -> Any:  # noqa: ANN401 - a type, for t
     if JobOptions.model_fields[field].annotation is bool:
         return Annotated[bool | None, typer.Option(flag, help=text, rich_help_panel=group)]
     text += f" Default: {default}." if default else ""
-    return Annotated[
-        str | None,
-        typer.Option(flag, metavar=metavar, help=text, show_default=False, rich_help_panel=group),
-    ]
+    option = typer.Option(flag, metavar=metavar, help=text, show_default=False, rich_help_panel=group)
+    return Annotated[list[str] | None, option] if field == "source_option" else Annotated[str | None, option]
 
 
 def option_help(field: str) -> tuple[str, str, str, str]:

@@ -89,6 +89,15 @@ class Storage:
         """Open a file for pyarrow, to read it at any position."""
         return pa.PythonFile(io.BufferedReader(_StoredFile(self, uri), _SMALL_BUFFER), mode="r")
 
+    def problem(self, uri: str) -> str | None:
+        """Return why a file cannot be read; None if its first byte can."""
+        try:
+            with _StoredFile(self, uri) as file:
+                file.readinto(bytearray(1))
+        except (FileNotFoundError, ImageError) as error:
+            return " ".join(str(error).split())
+        return None
+
     def create(self, uri: str) -> pa.NativeFile:
         """Open a new file to write it; make missing directories.
 

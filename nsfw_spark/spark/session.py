@@ -43,7 +43,7 @@ EXCLUDES: Final = (
     *("com.fasterxml.jackson.core:jackson-core", "com.fasterxml.jackson.core:jackson-annotations"),
     *("commons-codec:commons-codec", "commons-logging:commons-logging", "com.google.code.findbugs:jsr305"),
     *("org.apache.httpcomponents:httpclient", "org.apache.httpcomponents:httpcore"),
-    *("org.wildfly.openssl:wildfly-openssl", "software.amazon.awssdk:bundle"),
+    *("org.wildfly.openssl:wildfly-openssl", "software.amazon.awssdk:bundle", "io.netty:*"),
 )
 _PACKAGES: Final = "spark.jars.packages"
 _MIN_JAVA: Final = 17

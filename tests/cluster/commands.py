@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -46,32 +46,27 @@ Row = dict[str, Any]
 
 
 class Command:
-    """A started `nsfw-spark`."""
+    """A started `nsfw-spark`, or another program."""
 
-    def __init__(self, folder: Path, code: str, *arguments: object, under: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, *words: object, environment: Mapping[str, str] | None = None) -> None:
         """Start a program.
 
         Args:
             folder: Working directory, made if it is not there; its output goes there too.
-            code: Python code.
-            arguments: The program's arguments.
-            under: A command that starts the program, such as one that drops privileges.
+            words: The program and its arguments.
+            environment: Its environment; default: that of a Python with these sources.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._stdout, self._stderr = folder / "stdout", folder / "stderr"
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
-            **java.quick(),
-        }
+        path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
         with self._stdout.open("w") as stdout, self._stderr.open("w") as stderr:
             self.process = subprocess.Popen(
-                [*under, sys.executable, "-c", code, *map(str, arguments)],
+                [*map(str, words)],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
                 cwd=folder,
-                env=environment,
+                env=environment or {**os.environ, "PYTHONPATH": path, **java.quick()},
                 start_new_session=True,
             )
 
@@ -115,8 +110,21 @@ class Command:
 def running(
     folder: Path, *arguments: object, code: str = CODE, under: Sequence[str] = ()
 ) -> Iterator[Command]:
-    """Run a command; kill it if the test leaves before its end."""
-    command = Command(folder, code, *arguments, under=under)
+    """Run a command; kill it if the test leaves before its end.
+
+    Args:
+        folder: See `Command`.
+        arguments: The arguments of the code.
+        code: Python code; default: `nsfw-spark`.
+        under: A command that starts the program, such as one that drops privileges.
+    """
+    with killed_at_the_end(Command(folder, *under, sys.executable, "-c", code, *arguments)) as command:
+        yield command
+
+
+@contextmanager
+def killed_at_the_end(command: Command) -> Iterator[Command]:
+    """Kill a command if the test leaves before its end."""
     try:
         yield command
     finally:

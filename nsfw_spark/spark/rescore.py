@@ -157,7 +157,7 @@ def _prune(output: Output, source: ListedFiles, limit: float) -> int:
         TableError: More of the rows than `limit` would be deleted.
     """
     rows = source.rows_of(output.table(IMAGE_SCORES))
-    existing = source.listing().select(F.col("path").alias("file"))
+    existing = source.listing(is_whole=True).select(F.col("path").alias("file"))
     gone = rows.join(existing, "file", "left_anti").select("file", "image_id", "length")
     # Spark does not list empty files, so these are looked up one by one.
     maybe_empty = gone.filter(F.coalesce("length", F.lit(0)) == 0).select("file").distinct()

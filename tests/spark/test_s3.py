@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from io import BytesIO
 from itertools import count
+from time import sleep
 from typing import Any, Final
 
 import pyarrow as pa
@@ -13,13 +20,16 @@ import pytest
 from pyspark.sql import SparkSession
 
 from nsfw_spark.errors import TableError
+from nsfw_spark.spark import pipeline
+from nsfw_spark.spark.progress import Counts
 from tests.conftest import png
-from tests.s3 import FORBIDDEN, GONE, PYTHON, READS, Fault, S3Server
-from tests.spark.conftest import Run, Tables
+from tests.s3 import FORBIDDEN, GONE, PYTHON, READS, SPARK, Fault, S3Server
+from tests.spark.conftest import THRESHOLD, Run, Tables
 from tests.spark.test_sources import samples, tar
 
 FILES: Final = {f"{i:02}.png": png(seed=i) for i in range(24)}
 FILTERED: Final = ("safe_images", "flagged_images", "quarantined_images")
+ROUNDS: Final = 20
 _NUMBERS: Final = count()
 QUICK: Final = {
     # Python workers wait 1 + 2 s for a store that is down, not a minute.
@@ -146,6 +156,15 @@ def test_a_bucket_is_an_input_like_a_directory(
     assert content(spark, f"{output}/out").keys() == FILES.keys()
 
 
+def compact(spark: SparkSession, output: str) -> None:
+    """Gather the rows of image_scores into one file, and delete the files that held them."""
+    check = "spark.databricks.delta.retentionDurationCheck.enabled"
+    spark.conf.set(check, "false")
+    spark.sql(f"OPTIMIZE delta.`{output}/image_scores`")
+    spark.sql(f"VACUUM delta.`{output}/image_scores` RETAIN 0 HOURS")
+    spark.conf.unset(check)
+
+
 def test_after_optimize_and_vacuum_the_filtered_tables_are_replaced(
     spark: SparkSession, run: Run, score: Run, filter_: Run, store: S3Server, uri: str
 ) -> None:
@@ -154,11 +173,7 @@ def test_after_optimize_and_vacuum_the_filtered_tables_are_replaced(
     run(source, output)
     store.put(source, {"new.png": png(seed=100)})
     score(source, output)
-    check = "spark.databricks.delta.retentionDurationCheck.enabled"
-    spark.conf.set(check, "false")
-    spark.sql(f"OPTIMIZE delta.`{output}/image_scores`")
-    spark.sql(f"VACUUM delta.`{output}/image_scores` RETAIN 0 HOURS")
-    spark.conf.unset(check)
+    compact(spark, output)
     assert filter_(output, 0.002).totals["image_scores"] == 9
     assert len(content(spark, output)) == 9
 
@@ -168,9 +183,89 @@ def test_of_a_store_that_fails_now_and_then_all_good_images_are_scored(
 ) -> None:
     files = {**FILES, "text.png": b"Only its name says so."}
     source, output = store.put(f"{uri}/photos", files), f"{uri}/out"
-    store.faults = [Fault(share=0.05), Fault(None, operations=("GET",), share=0.05)]
+    store.faults = [Fault(share=0.05), Fault(None, keys="/photos/", operations=("GET",), share=0.05)]
     counts = run(source, output).counts
     assert (counts.images, counts.files_lost) == (len(FILES) + 1, 0)
     assert unscored(content(spark, output)) == {"text.png": "undecodable"}
     assert store.asked["GET", "503 SlowDown"]
     assert store.asked["GET", "cut"]
+
+
+@pytest.mark.long
+def test_in_a_week_of_nights_on_s3_alone_the_tables_add_up_each_night(
+    spark: SparkSession, run: Run, filter_: Run, store: S3Server, uri: str, other_card_file: str
+) -> None:
+    source, output, numbers = f"{uri}/photos", f"{uri}/out", count()
+
+    def night(num_new: int, **options: Any) -> Counts:  # noqa: ANN401
+        """Let images arrive, run, and compare the tables with the images that exist."""
+        store.put(source, {f"{next(numbers):05}.png": png(seed=next(_NUMBERS)) for _ in range(num_new)})
+        counts = run(source, output, **options).counts
+        assert content(spark, output).keys() == store.names(source).keys()
+        return counts
+
+    assert night(20).ok == 20
+    assert night(10).ok == 10
+    store.faults = [
+        Fault(keys="/photos/.*[02468].png", operations=READS, client=PYTHON),
+        Fault(client=SPARK, share=0.2, times=40),
+    ]
+    outage = night(6)
+    assert (outage.ok, outage.files_lost) == (3, 3)
+    store.faults = []
+    assert night(3).ok == 3 + 3
+    assert night(2, threshold=0.004).ok == 2
+    assert night(1, model=other_card_file, rescore="all").ok == 42
+    for name in ("00000.png", "00001.png", "00002.png"):
+        store.delete(source, name)
+    assert night(4, model=other_card_file, prune=True).ok == 4
+    compact(spark, output)
+    assert night(5, model=other_card_file).ok == 5
+    compact(spark, output)
+    assert filter_(output, 0.001).totals["image_scores"] == 48
+    assert content(spark, output).keys() == store.names(source).keys()
+
+
+def until_done(spark: SparkSession, job: Callable[[], object], delay: float) -> None:
+    """Run a job in this thread, again and again while another one refuses it."""
+    spark._jvm.SparkSession.setActiveSession(spark._jsparkSession)
+    sleep(delay)
+    while True:
+        try:
+            job()
+        except TableError as error:
+            if not re.search("another (run|job)", str(error)):
+                raise
+            sleep(0.5)
+        else:
+            return
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("is_locked", [True, False], ids=["locked", "without-a-lock"])
+def test_two_jobs_and_a_filter_at_once_write_no_row_twice(
+    spark: SparkSession, run: Run, filter_: Run, store: S3Server, uri: str, *, is_locked: bool
+) -> None:
+    """A schema's jobs have their own checkpoints; a job that is refused is tried again until it ends."""
+    schema, seed = f"at_once_{uri.rpartition('-')[2]}", secrets.randbits(32)
+    print(f"\nseed {seed}")  # noqa: T201 - shown where the test fails
+    chance = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
+    spark.sql(f"CREATE SCHEMA {schema} LOCATION '{uri}/{schema}'")
+    inputs = {f"{uri}/{name}": f"{uri}/checkpoints-{name}" for name in "ab"}
+
+    for number in range(ROUNDS):
+        for source in inputs:
+            store.put(source, {f"{source[-1]}{number}-{i}.png": png(seed=next(_NUMBERS)) for i in range(2)})
+        jobs = [partial(run, source, schema, checkpoints=place) for source, place in inputs.items()]
+        if not number:  # the first makes the tables
+            until_done(spark, jobs.pop(), 0)
+        jobs.append(partial(filter_, schema, THRESHOLD))
+        with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(len(jobs)) as threads:
+            if not is_locked:
+                patch.setattr(pipeline, "one_run_at_a_time", lambda _: nullcontext(enter_result=False))
+            done = [threads.submit(until_done, spark, job, chance.uniform(0, 4)) for job in jobs]
+            for each in done:
+                each.result()
+        filter_(schema, THRESHOLD)
+        expected = sum(len(store.names(source)) for source in inputs)
+        assert len(content(spark, f"{uri}/{schema}")) == expected

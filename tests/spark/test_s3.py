@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from functools import partial
 from io import BytesIO
 from itertools import count
+from pathlib import Path
 from time import sleep
 from typing import Any, Final
 
@@ -243,14 +244,14 @@ def until_done(spark: SparkSession, job: Callable[[], object], delay: float) -> 
 
 @pytest.mark.long
 @pytest.mark.parametrize("is_locked", [True, False], ids=["locked", "without-a-lock"])
-def test_two_jobs_and_a_filter_at_once_write_no_row_twice(
-    spark: SparkSession, run: Run, filter_: Run, store: S3Server, uri: str, *, is_locked: bool
+def test_two_jobs_and_a_filter_at_once_write_no_row_twice(  # noqa: PLR0913
+    spark: SparkSession, run: Run, filter_: Run, store: S3Server, uri: str, tmp_path: Path, *, is_locked: bool
 ) -> None:
     """A schema's jobs have their own checkpoints; a job that is refused is tried again until it ends."""
-    schema, seed = f"at_once_{uri.rpartition('-')[2]}", secrets.randbits(32)
+    schema, seed = f"spark_catalog.at_once_{uri.rpartition('-')[2]}", secrets.randbits(32)
     print(f"\nseed {seed}")  # noqa: T201 - shown where the test fails
     chance = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
-    spark.sql(f"CREATE SCHEMA {schema} LOCATION '{uri}/{schema}'")
+    spark.sql(f"CREATE SCHEMA {schema} LOCATION '{tmp_path}/tables'")
     inputs = {f"{uri}/{name}": f"{uri}/checkpoints-{name}" for name in "ab"}
 
     for number in range(ROUNDS):
@@ -268,4 +269,4 @@ def test_two_jobs_and_a_filter_at_once_write_no_row_twice(
                 each.result()
         filter_(schema, THRESHOLD)
         expected = sum(len(store.names(source)) for source in inputs)
-        assert len(content(spark, f"{uri}/{schema}")) == expected
+        assert len(content(spark, f"{tmp_path}/tables")) == expected

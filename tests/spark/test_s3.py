@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from nsfw_spark.errors import TableError
+from nsfw_spark.errors import InputError, TableError
 from nsfw_spark.spark import pipeline
 from nsfw_spark.spark.progress import Counts
 from tests.conftest import png
@@ -106,6 +106,17 @@ def test_an_object_that_nobody_gets_is_one_row_until_it_is_allowed(
     rows = content(spark, output)
     assert rows.keys() == {*FILES, "new.png", "later.png"}
     assert not unscored(rows)
+
+
+def test_an_input_that_no_executor_can_open_is_refused_before_a_file_is_seen(
+    run: Run, store: S3Server, uri: str
+) -> None:
+    source, output = store.put(f"{uri}/photos", {f"{i}.png": png(seed=i) for i in range(4)}), f"{uri}/out"
+    store.faults = [Fault(FORBIDDEN, keys="photos/", operations=READS, client=PYTHON)]
+    with pytest.raises(InputError, match=r"none of 4 that it tried. The first, s3a://.*ACCESS_DENIED"):
+        run(source, output)
+    store.faults = []
+    assert run(source, output).counts.ok == 4
 
 
 def parquet(first: int, num: int) -> bytes:

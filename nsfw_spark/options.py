@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self, TypedDict
 
+import numpy as np
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -66,7 +67,10 @@ class Band(NamedTuple):
             raise ConfigError(f"expected LOW:HIGH, two scores such as 0.1:0.9; got {text!r}") from None
 
     def __contains__(self, score: object) -> bool:
-        return isinstance(score, float) and self.low <= score <= self.high
+        # As scores are float32, so must the ends be: the float32 0.7 is less than the float64 0.7.
+        return isinstance(score, float) and bool(
+            np.float32(self.low) <= np.float32(score) <= np.float32(self.high)
+        )
 
 
 def _count(value: Any) -> Any:  # noqa: ANN401 - any value that a user wrote
@@ -91,6 +95,18 @@ def _band(value: Any) -> Any:  # noqa: ANN401 - any value that a user wrote
 def _names(value: Any) -> Any:  # noqa: ANN401 - any value that a user wrote
     """Split names at commas."""
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
+def _pairs(value: Any) -> Any:  # noqa: ANN401 - any value that a user wrote
+    """Return a mapping from several NAME=VALUE; YAML and Python give one."""
+    if isinstance(value, list | tuple):
+        if wrong := [each for each in value if not re.match(r"[^=\s]+=", str(each))]:
+            raise ValueError(f"expected NAME=VALUE, as cloudFiles.useNotifications=true; got {wrong[0]!r}")
+        return dict(str(each).split("=", 1) for each in value)
+    if not isinstance(value, Mapping):
+        return value
+    # YAML reads true as True; Spark expects true.
+    return {name: str(each).lower() if isinstance(each, bool) else str(each) for name, each in value.items()}
 
 
 def _text(value: Any) -> Any:  # noqa: ANN401 - any value that a user wrote
@@ -151,6 +167,9 @@ class InputOptions(OptionGroup):
     """Columns of the source to copy into the tables: `all`, `none`, or names separated by commas."""
     files_per_batch: _Count = "auto"
     """Files in one micro-batch; `auto` sizes a micro-batch so that it takes about a minute."""
+    source_option: Annotated[dict[str, str], BeforeValidator(_pairs)] | None = None
+    """Option of Auto Loader, with `--format cloudfiles`, such as `cloudFiles.useManagedFileEvents=true`; may
+    be repeated."""
 
 
 class ModelOptions(OptionGroup):
@@ -333,6 +352,15 @@ class JobOptions(TableOptions, PolicyOptions, ScoreOptions, InputOptions):
         return self
 
     @model_validator(mode="after")
+    def _source_option_is_of_auto_loader(self) -> Self:
+        if self.source_option and self.format != "cloudfiles":
+            raise ValueError(
+                f"got source_option {next(iter(self.source_option))} and format {self.format}; expected "
+                "format cloudfiles: only Databricks' Auto Loader takes options"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _second_needs_images(self) -> Self:
         if self.second is not None and self.format == "embeddings":
             raise ValueError("second looks at images, and format embeddings has none: leave one out")
@@ -348,6 +376,7 @@ class JobKeywords(ScoreKeywords, total=False):
     id_column: str | None
     carry: str
     files_per_batch: int | Literal["auto"]
+    source_option: Mapping[str, str] | None
     threshold: float
     policy: str | Path | None
     max_error_rate: float

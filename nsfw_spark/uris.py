@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Final
 
 from nsfw_spark.errors import ConfigError
@@ -49,17 +50,25 @@ def absolute_uri(location: str) -> str:
 def is_listed_in(location: str, directory: str) -> bool:
     """Whether a path or URI is a directory or lies below it, outside folders named `_…` or `.…`.
 
-    Spark skips such folders. Links are not followed.
+    Spark skips such folders. Local links are compared as they are written, and followed.
     """
-    inner, outer = (_plain(absolute_uri(each)) for each in (location, directory))
+    return any(
+        _is_listed_in(*(_plain(absolute_uri(each), normal) for each in (location, directory)))
+        for normal in (os.path.normpath, os.path.realpath)
+    )
+
+
+def _is_listed_in(inner: str, outer: str) -> bool:
     if not f"{inner}/".startswith(f"{outer}/"):
         return False
     return not any(name.startswith(HIDDEN) for name in inner.removeprefix(outer).split("/"))
 
 
-def _plain(uri: str) -> str:
+def _plain(uri: str, normal: Callable[[str], str]) -> str:
     """Return one spelling for all spellings of a URI: `file:///a/` and `/a`, or `s3://b` and `s3a://b`."""
     scheme, colon, path = uri.partition(":/")
     scheme = "s3a" if scheme in ("s3", "s3n") else scheme
-    path = os.path.normpath("/" + (path if colon else uri).lstrip("/"))
-    return f"{scheme if colon and scheme != 'file' else ''}:{path.rstrip('/')}"
+    path = "/" + (path if colon else uri).lstrip("/")
+    is_local = not colon or scheme == "file" or (scheme == "dbfs" and path.startswith("/Volumes/"))
+    path = normal(path) if is_local else os.path.normpath(path)
+    return f"{'' if is_local else scheme}:{path.rstrip('/')}"

@@ -12,9 +12,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
+from zipfile import is_zipfile
 
 import pytest
 
@@ -40,6 +42,14 @@ COLD: Final = {
     "spark.databricks.delta.autoCompact.enabled": "false",
 }
 """Settings for a Spark that lives for one command."""
+
+_OF_S3: Final = (
+    "org.apache.hadoop_hadoop-aws-*.jar",
+    "software.amazon.*.jar",
+    "org.apache.httpcomponents.*5_*.jar",
+    "org.reactivestreams_*.jar",
+)
+"""The jars for S3, as the package manager names them; Spark has all others that they need."""
 
 
 def arguments(settings: dict[str, object]) -> str:
@@ -68,19 +78,43 @@ def need_spark() -> None:
     has_java = shutil.which(f"{home}/bin/java" if home else "java")
     missing = [*ABSENT, *([] if has_java else ["Java"])]
     if not missing:
-        _download_jars()
+        _download_jars(_delta_jars)
     elif MUST_RUN:
         pytest.fail(f"FAIL_WITHOUT_SPARK is 1, and there is no {' and no '.join(missing)}", pytrace=False)
     else:
         pytest.skip(f"needs {' and '.join(missing)}")
 
 
-def _download_jars() -> None:
-    """Fill ~/.ivy2 by one Spark, while other test processes wait: two downloads at once break each other."""
+def write_defaults(folder: Path, settings: Mapping[str, object]) -> Path:
+    """Write a directory for SPARK_CONF_DIR: settings of any Spark that starts, and the jars for S3."""
+    lines = {"spark.jars": ",".join(_download_jars(_s3_jars, "s3a://bucket")), **settings}
+    text = "".join(f"{name} {value}\n" for name, value in lines.items())
+    (folder / "spark-defaults.conf").write_text(text, encoding="utf-8")
+    return folder
+
+
+def _delta_jars() -> list[str]:
     from nsfw_spark.spark.jars import downloaded_jars
 
+    return downloaded_jars()
+
+
+def _s3_jars() -> list[str]:
+    """Return the jars of hadoop-aws and of the modules that it needs, if Spark's package manager has them."""
+    from nsfw_spark.spark.jars import connector
+
+    named = ["{}_{}-{}.jar".format(*package.split(":")) for package in connector("s3a")]
+    for folder in Path.home().glob(".ivy2*[0-9]/jars"):
+        if all(is_zipfile(folder / name) for name in named):
+            return sorted(str(path) for pattern in _OF_S3 for path in folder.glob(pattern))
+    return []
+
+
+def _download_jars(find: Callable[[], list[str]], location: str | None = None) -> list[str]:
+    """Fill ~/.ivy2 by one Spark, while other test processes wait: two downloads at once break each other."""
     with (Path(tempfile.gettempdir()) / f"nsfw-spark-tests-{os.getuid()}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not downloaded_jars():
-            code = "from nsfw_spark.spark.session import get_session; get_session().stop()"
+        if not find():
+            code = f"from nsfw_spark.spark.session import get_session; get_session({location!r}).stop()"
             subprocess.run([sys.executable, "-c", code], check=True, stdin=subprocess.DEVNULL)
+        return find()

@@ -68,13 +68,15 @@ class HostSpec:
     """Threads of a model on the CPU. None means the number of cores that this process may use."""
     timeout_seconds: float = field(default=120.0, compare=False)
     """A host that sends nothing for so long counts as dead. Longer than a forward pass may take."""
+    load_seconds: float = field(default=600.0, compare=False)
+    """A model that takes longer to load, after its download, has failed: a mount or a driver hangs."""
     idle_seconds: float = field(default=300.0, compare=False)
     """A host ends after so long without a task. Longer than a job pauses between two micro-batches."""
 
     @property
     def identity(self) -> str:
         """Hash of the fields that decide which host fits: tasks with the same identity share one."""
-        spec = replace(self, timeout_seconds=0, idle_seconds=0)
+        spec = replace(self, timeout_seconds=0, load_seconds=0, idle_seconds=0)
         # CUDA numbers devices by this variable: another value makes the same number another device.
         devices = os.environ.get("CUDA_VISIBLE_DEVICES")
         return hashlib.sha256(f"{devices} {spec.as_json()}".encode()).hexdigest()[:16]
@@ -99,10 +101,10 @@ def is_running(pid: int, started: float | None) -> bool:
         if started is not None and abs(process.create_time() - started) > 1:
             return False
         return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.AccessDenied:
-        return True
     except psutil.NoSuchProcess:
         return False
+    except (psutil.AccessDenied, OSError):  # nothing says that it has ended
+        return True
 
 
 @dataclass(frozen=True)
@@ -193,10 +195,14 @@ class HostDirectory:
         partial.replace(self.path / "host.json")
 
     def read_host(self) -> dict[str, Any] | None:
-        """Return what `write_host` wrote: `pid`, `started`, `key`, `owner`; None if there is no host."""
+        """Return what `write_host` wrote: `pid`, `started`, `key`, `owner`; None if there is no host.
+
+        Raises:
+            OSError: Nobody knows whether there is one: too many files are open, or the disk failed.
+        """
         try:
             host = json.loads((self.path / "host.json").read_text())
-        except (OSError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         is_host = isinstance(host, dict) and host.keys() >= {"pid", "started", "key", "owner"}
         return cast("dict[str, Any]", host) if is_host else None

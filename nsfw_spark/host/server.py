@@ -1,7 +1,7 @@
 """The model host's process: accepts tasks, gives their pixels to the batcher, and decides when to end.
 
 It ends, and removes its directory, when its owner ends, when no task came for a while, when it receives
-SIGTERM, or when a model cannot be loaded. After an unexpected error of a model it ends at once.
+SIGTERM, or when a model cannot be loaded, or not in time. After an unexpected error it ends at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, InvalidStateError, wait
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NoReturn, TypeVar
@@ -26,13 +26,14 @@ import numpy as np
 import numpy.typing as npt
 
 from nsfw_spark import wire
-from nsfw_spark.errors import NsfwSparkError
+from nsfw_spark.errors import DeviceError, NsfwSparkError
 from nsfw_spark.host.batcher import Batcher
 from nsfw_spark.host.directory import HostDirectory, HostSpec, remove_abandoned_directories
 from nsfw_spark.host.protocol import MAX_IMAGES, VERSION, scores_message
 from nsfw_spark.host.start import LISTENING
 from nsfw_spark.model import Model, ModelSpec, load_model
 from nsfw_spark.redact import redact
+from nsfw_spark.weights import obtain_missing
 from nsfw_spark.wire import MessageError
 
 T = TypeVar("T")
@@ -56,6 +57,7 @@ class HostProcess:
         self._loading = threading.Lock()
         self._last_task = time.monotonic()
         self._wake = threading.Event()
+        self._load_since: tuple[float, ModelSpec] | None = None
         self._has_failed = self._has_sigterm = False
 
     def run(self, lock: int) -> NoReturn:
@@ -64,9 +66,9 @@ class HostProcess:
         self._listener.listen(_BACKLOG)
         self._directory.write_host(self._key, self._spec.owner)
         signal.signal(signal.SIGTERM, self._on_sigterm)
-        for batcher in self._batchers:
-            _in_background(partial(self._compute, batcher), "compute")
-        _in_background(self._accept, "accept")
+        for batcher in self._batchers:  # returns only if the model cannot be loaded
+            _in_background(partial(self._guard, batcher.run, "the model broke"), "compute")
+        _in_background(partial(self._guard, self._accept, "no task can be accepted"), "accept")
         _in_background(remove_abandoned_directories, "remove abandoned directories")
         os.close(lock)
         with contextlib.suppress(BrokenPipeError):  # the task that started this host is dead: others come
@@ -78,8 +80,12 @@ class HostProcess:
 
     def _load(self, model: ModelSpec) -> Model:
         with self._loading:  # two at once would disturb each other's timing, if batch_size is auto
+            if model.model_dir is None:  # a download may take long, and has its own time limits
+                obtain_missing(model.card)
             started = time.monotonic()
+            self._load_since = (started, model)
             loaded = load_model(model)
+            self._load_since = None
             _log.info(
                 "loaded %s on %s (requested: %s) in %.1f s; batches of %d images (batch_size: %s)",
                 model.card.name,
@@ -91,11 +97,11 @@ class HostProcess:
             )
         return loaded
 
-    def _compute(self, batcher: Batcher) -> None:
+    def _guard(self, work: Callable[[], None], problem: str) -> None:
         try:
-            batcher.run()  # returns only if the model cannot be loaded
+            work()
         except BaseException:  # noqa: BLE001 - the process cannot be trusted after it, and ends
-            _log.exception("the model broke")
+            _log.exception(problem)
             self._has_failed = True
         self._wake.set()
 
@@ -105,7 +111,12 @@ class HostProcess:
 
     def _accept(self) -> None:
         while True:
-            accepted, _ = self._listener.accept()
+            try:
+                accepted, _ = self._listener.accept()
+            except OSError as error:  # too many open files: the task waits until some are closed
+                _log.warning("cannot accept a task now: %s", error)
+                time.sleep(_WATCH_SECONDS)
+                continue
             arguments = (accepted, self._key, self._spec, self._batchers)
             thread = threading.Thread(target=serve, args=arguments, name="connection", daemon=True)
             self._connections = {each for each in self._connections if each.is_alive()} | {thread}
@@ -115,6 +126,7 @@ class HostProcess:
         """Return when it is time to end, with the directory removed if nobody needs it."""
         while True:
             self._wake.wait(_WATCH_SECONDS)
+            self._end_hung_load()
             if self._has_failed or not self._owns_directory():
                 return None  # tasks read in the log why it failed; or the directory is another host's
             if load_errors := self._load_errors():
@@ -138,8 +150,27 @@ class HostProcess:
                 self._directory.remove()
 
     def _owns_directory(self) -> bool:
-        host = self._directory.read_host()
+        try:
+            host = self._directory.read_host()
+        except OSError:  # nothing says that it is another's
+            return True
         return host is not None and host["key"] == self._key
+
+    def _end_hung_load(self) -> None:
+        """Make a load that takes too long the error of its tasks, and so the end of this process."""
+        if self._load_since is None:
+            return
+        started, model = self._load_since
+        if time.monotonic() - started < self._spec.load_seconds:
+            return
+        where = "the cache of weights" if model.model_dir is None else f"--model-dir {model.model_dir}"
+        error = DeviceError(
+            f"{model.card.name} was not loaded on {model.device} within {self._spec.load_seconds:g} s: a "
+            f"file system ({where}) or the device's driver hangs on this machine. Repair it, then run again"
+        )
+        for batcher in self._batchers:
+            with contextlib.suppress(InvalidStateError):  # it is loaded
+                batcher.loaded.set_exception(error)
 
     def _load_errors(self) -> list[BaseException]:
         loads = [batcher.loaded for batcher in self._batchers if batcher.loaded.done()]

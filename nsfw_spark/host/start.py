@@ -65,7 +65,9 @@ def connect(spec: HostSpec, directory: HostDirectory, task: str, model: int) -> 
 
 def kill(directory: HostDirectory, pid: int) -> None:
     """Kill a host that hangs, if it is still the one of this directory."""
-    host = directory.read_host()
+    host = None
+    with contextlib.suppress(OSError):
+        host = directory.read_host()
     if host is not None and host["pid"] == pid and is_running(pid, host["started"]):
         _log.warning("the model host %d hangs: killed it", pid)
         with contextlib.suppress(ProcessLookupError):
@@ -75,11 +77,17 @@ def kill(directory: HostDirectory, pid: int) -> None:
 def _greet(
     spec: HostSpec, directory: HostDirectory, task: str, model: int
 ) -> tuple[socket.socket, int] | None:
-    """Connect to the host that runs; return None if none answers."""
-    host = directory.read_host()
-    if host is None:
-        return None
-    connection = socket.socket(socket.AF_UNIX)
+    """Connect to the host that runs; return None if none answers.
+
+    Raises:
+        HostUnavailableError: This task cannot try it, as when too many files are open.
+    """
+    try:
+        if (host := directory.read_host()) is None:
+            return None
+        connection = socket.socket(socket.AF_UNIX)
+    except OSError as error:
+        raise HostUnavailableError(f"{type(error).__name__}: {error}") from error
     connection.settimeout(spec.timeout_seconds)
     hello = {"kind": "hello", "version": VERSION, "key": host["key"], "task": task, "model": model}
     try:

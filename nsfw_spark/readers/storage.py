@@ -44,7 +44,7 @@ _NUM_TRIES: Final = "7"  # Hadoop's default; the waits between them add up to a 
 _RETRIES: Final = "fs.s3a.retry.limit"  # Hadoop's own setting; here it counts for all stores
 # Answers that no second try changes: the file is gone, forbidden or in an archive, or its name is no file's.
 _ANSWERS: Final = re.compile(
-    r"no.such.key|not.?found|access.?denied|permission.?denied|forbidden|storage class"
+    r"no.such.key|not.?found|not.a.regular.file|access.?denied|permission.?denied|forbidden|storage class"
     r"|authorization.*mismatch|blob.?archived",
     re.IGNORECASE,
 )
@@ -88,6 +88,15 @@ class Storage:
     def open_file(self, uri: str) -> pa.NativeFile:
         """Open a file for pyarrow, to read it at any position."""
         return pa.PythonFile(io.BufferedReader(_StoredFile(self, uri), _SMALL_BUFFER), mode="r")
+
+    def problem(self, uri: str) -> str | None:
+        """Return why a file cannot be read; None if its first byte can."""
+        try:
+            with _StoredFile(self, uri) as file:
+                file.readinto(bytearray(1))
+        except (FileNotFoundError, ImageError) as error:
+            return " ".join(str(error).split())
+        return None
 
     def create(self, uri: str) -> pa.NativeFile:
         """Open a new file to write it; make missing directories.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from pyspark.sql import SparkSession
@@ -19,16 +19,19 @@ from pyspark.sql import functions as F
 
 from nsfw_spark.errors import StorageError, TableError
 from nsfw_spark.spark.hadoop import exists, list_names, read_text, write_text
-from nsfw_spark.spark.sources import Source, is_below
+from nsfw_spark.spark.sources import ListedFiles, Source, is_below
 from nsfw_spark.spark.tables import IMAGE_SCORES, RUNS, Output, history
+from nsfw_spark.uris import is_listed_in
 
 
 def find_checkpoint(output: Output, source: Source, generation: str) -> str:
     """Return the URI of an input's checkpoint, whether or not it exists yet.
 
     Raises:
-        TableError: Images of this input were scored, and their checkpoint is gone, wholly or in part.
+        TableError: Images of this input were scored, and their checkpoint is gone, wholly or in part. Or they
+            are images of another input too.
     """
+    _check_inputs(output, source)
     uri = f"{output.checkpoints}/{_name(source, generation)}"
     missing = _missing_parts(output.spark, uri, source)
     if missing and output.exists(IMAGE_SCORES) and _has_rows(output, source):
@@ -39,6 +42,35 @@ def find_checkpoint(output: Output, source: Source, generation: str) -> str:
             "all, or choose another --output"
         )
     return uri
+
+
+def _check_inputs(output: Output, source: Source) -> None:
+    """Refuse an input that lists files of another input, which has a checkpoint of its own."""
+    if not (isinstance(source, ListedFiles) and output.exists(RUNS) and output.exists(IMAGE_SCORES)):
+        return
+    runs = output.table(RUNS).select("input", "run_id").filter(F.col("input") != source.uri).collect()
+    for other in sorted({run.input for run in runs}):
+        is_inside, contains = is_listed_in(source.uri, other), is_listed_in(other, source.uri)
+        if not (is_inside or contains):
+            continue
+        run_ids = [run.run_id for run in runs if run.input == other]
+        if source.rows_of(output.table(IMAGE_SCORES).filter(F.col("run_id").isin(run_ids)), other).isEmpty():
+            continue  # of another format, or an earlier generation
+        if is_inside and contains:
+            problem, advice = "is the same place as", "Name it so"
+        elif is_inside:
+            problem, advice = "lies in", "Run that one: it lists these images too"
+        else:
+            problem, advice = "contains", "Run other directories in it one by one, or all with --rescore all"
+        raise TableError(
+            f"input {source.uri} {problem} {other}, whose images {output.name(IMAGE_SCORES)} holds: images "
+            f"would have two rows. {advice}, or choose another --output"
+        )
+
+
+def is_known(output: Output, source: Source, generation: str) -> bool:
+    """Whether an earlier run has listed an input."""
+    return not _missing_parts(output.spark, f"{output.checkpoints}/{_name(source, generation)}", source)
 
 
 def check_still_there(spark: SparkSession, checkpoint: str) -> None:
@@ -94,7 +126,9 @@ def last_accounted_batch(output: Output, checkpoint: str) -> int:
         return -1
     runs = output.table(RUNS).filter(F.col("checkpoint") == checkpoint)
     made = {commit.version: commit.timestamp for commit in history(output, IMAGE_SCORES)}
-    rows = runs.select("last_batch", "image_scores_version", "started_at", "seconds").collect()
+    # When the row was written, by the clock of the tables' store, as `timestamp` of a commit is.
+    written = F.col("_metadata.file_modification_time").alias("written")
+    rows = runs.select("last_batch", "image_scores_version", written).collect()
     return max((int(run.last_batch) for run in rows if _is_current(run, made)), default=-1)
 
 
@@ -106,10 +140,9 @@ def listed_files_log(checkpoint: str) -> str:
 def _is_current(run: Any, made: Mapping[int, datetime]) -> bool:  # noqa: ANN401 - a Row
     """Whether image_scores still has the version that a run left, and not a later commit of that number."""
     version = run.image_scores_version
-    if None in (run.last_batch, version, run.seconds) or version > max(made):
+    if None in (run.last_batch, version) or version > max(made):
         return False
-    ended = run.started_at + timedelta(seconds=run.seconds)
-    return version not in made or made[version] <= ended
+    return version not in made or made[version] <= run.written
 
 
 def _name(source: Source, generation: str) -> str:

@@ -105,8 +105,10 @@ def _with_column(rows: DataFrame) -> DataFrame:
 def _images(source: Source, rows: DataFrame) -> DataFrame:
     """Return `image_id` and `content` of a source, from the files that may hold the images of the rows."""
     if isinstance(source, ListedFiles) and source.ids() is None:
-        # An image_id with a position in a file begins with the file's name.
+        # An image_id with a position in a file begins with the file's name, in which `!/` may be too.
         file = F.regexp_replace("image_id", r"(?s)(!/.*|#\d+)$", "")
+        if "source_file" in rows.columns:
+            file = F.coalesce("source_file", file)
         files = rows.select(file.alias("path")).distinct()
         # Without the broadcast, Spark takes the listing for small and reads all its files in one task.
         images = source.read(source.batch().join(F.broadcast(files), "path", "left_semi"))

@@ -106,6 +106,11 @@ def may_be_of_files(error: BaseException) -> bool:
     return bool(is_of_storage) and not (_NO_SPACE.search(text) or _IN_PYTHON.search(text))
 
 
+def is_forbidden(error: BaseException) -> bool:
+    """Whether a file system refused to give something to this user."""
+    return bool(_FORBIDDEN.search(text_of(error)))
+
+
 def reason(error: BaseException) -> str:
     """Return the last cause of an error, and the file that was being read."""
     text = text_of(error)

@@ -5,6 +5,7 @@ Spark has no public way from Python to its file systems. This file holds all use
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -13,6 +14,8 @@ from typing import Any, Final
 
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import DataFrame, Row, SparkSession
+
+from nsfw_spark.uris import HIDDEN
 
 _PATTERN: Final = re.compile(r"[\\*?\[\]{}^]")  # characters with a meaning in Hadoop's globs
 
@@ -114,3 +117,41 @@ def in_lists(frame: DataFrame, num_rows: int) -> Iterator[list[Row]]:
     rows = frame.rdd.toLocalIterator()
     while next_rows := list(islice(rows, num_rows)):
         yield next_rows
+
+
+def files_below(spark: SparkSession, uri: str, glob: str | None = None) -> Iterator[str]:
+    """Yield the URIs of the files that Spark would list, as they are found."""
+    files, path = file_system(spark, uri)
+    matcher = None if glob is None else name_matcher(spark, glob)
+    if files.getFileStatus(path).isFile():
+        found: Iterator[tuple[str, str]] = iter([(path.getName(), str(path.toString()))])
+    else:
+        local = local_path(spark, uri)
+        found = _below(files, path) if local is None else _below_local(local)
+    yield from (file for name, file in found if matcher is None or matcher.matches(name))
+
+
+def _below(files: Any, directory: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 - Java objects
+    """Yield name and URI of all files below a directory."""
+    found = files.listStatusIterator(directory)
+    while found.hasNext():
+        status = found.next()
+        path, name = status.getPath(), status.getPath().getName()
+        if name.startswith(HIDDEN):
+            continue
+        if status.isDirectory():
+            yield from _below(files, path)
+        else:
+            yield name, str(path.toString())
+
+
+def _below_local(directory: Path) -> Iterator[tuple[str, str]]:
+    """Like `_below`, with os.scandir: Hadoop stats a whole directory before it yields a file."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.startswith(HIDDEN):
+                continue
+            if entry.is_dir():
+                yield from _below_local(Path(entry.path))
+            else:
+                yield entry.name, f"file:{entry.path}"

@@ -1,7 +1,8 @@
 """The jars of Delta Lake and of stores' connectors: which ones, and how a Spark gets them.
 
-In: the locations that a job uses, and the jars that Spark's user names or has. Out: Maven coordinates, settings
-for a session, and a directory of jars for machines without a network. Spark's own package manager downloads.
+In: the locations that a job uses, and the jars that Spark's user names or has. Out: Maven coordinates,
+settings for a session, and a directory of jars for machines without a network. Spark's own package manager
+downloads them.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ EXCLUDES: Final = (
     *("com.fasterxml.jackson.core:jackson-core", "com.fasterxml.jackson.core:jackson-annotations"),
     *("commons-codec:commons-codec", "commons-logging:commons-logging", "com.google.code.findbugs:jsr305"),
     *("org.apache.httpcomponents:httpclient", "org.apache.httpcomponents:httpcore"),
-    *("org.wildfly.openssl:wildfly-openssl", "software.amazon.awssdk:bundle"),
+    *("org.wildfly.openssl:wildfly-openssl", "software.amazon.awssdk:bundle", "io.netty:*"),
 )
 
 
@@ -108,7 +109,7 @@ def fetch_jars(directory: Path, schemes: Collection[str]) -> list[Path]:
         raise ConfigError(f"{directory} is not empty; expected a new directory: jars of two versions clash")
     if unknown := [scheme for scheme in schemes if not connector(scheme)]:
         raise ConfigError(
-            f"nobody has tried a connector for {unknown[0]}:// with Spark {_SPARK}; expected Spark "
+            f"no versions of a connector for {unknown[0]}:// are known for Spark {_SPARK}; expected Spark "
             f"{' or '.join(_TRIED)}. Copy its jars into a directory yourself: docs/stores.md"
         )
     packages = ",".join([delta_package(), *(each for scheme in schemes for each in connector(scheme))])
@@ -131,10 +132,10 @@ def fetch_jars(directory: Path, schemes: Collection[str]) -> list[Path]:
 def not_downloaded(packages: str) -> ConfigError:
     """Return the error of a Spark that did not start, probably because it could not get some packages."""
     return ConfigError(
-        f"Spark did not start; it asked Maven for {packages}, and its messages above say why it stopped. Behind "
-        "a proxy, set JAVA_TOOL_OPTIONS='-Dhttps.proxyHost=HOST -Dhttps.proxyPort=PORT'. Without a network, "
-        "fetch the jars elsewhere with `nsfw-spark jars DIR`, and write `spark.jars /DIR/*.jar` into "
-        "$SPARK_CONF_DIR/spark-defaults.conf: docs/stores.md"
+        f"Spark did not start; it asked Maven for {packages}, and its messages above say why it stopped. "
+        "Behind a proxy, set JAVA_TOOL_OPTIONS='-Dhttps.proxyHost=HOST -Dhttps.proxyPort=PORT'. Without a "
+        "network, fetch the jars elsewhere with `nsfw-spark jars DIR`, and write `spark.jars /DIR/*.jar` "
+        "into $SPARK_CONF_DIR/spark-defaults.conf: docs/stores.md"
     )
 
 

@@ -15,6 +15,7 @@ from pyspark.errors import StreamingQueryException
 from pyspark.sql import DataFrame
 from pyspark.sql.types import StructType
 
+from nsfw_spark.errors import InputError
 from nsfw_spark.options import JobOptions
 from nsfw_spark.readers.chunk import MOST_BYTES
 from nsfw_spark.scorer import Timings
@@ -25,17 +26,18 @@ from nsfw_spark.spark.checkpoints import (
     check_still_there,
     checkpoint_id,
     find_checkpoint,
+    is_known,
     last_accounted_batch,
     last_batch,
     unwritten_batch,
 )
-from nsfw_spark.spark.faults import check_holds, may_be_of_files, reason, written_batch
+from nsfw_spark.spark.faults import check_holds, may_be_of_files, reason, text_of, written_batch
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import OBSERVATION, Counts, counting_columns, follow
 from nsfw_spark.spark.reconcile import account_for_skipped, listed_files, readable_files
 from nsfw_spark.spark.runs import count_run, record_rescored
 from nsfw_spark.spark.scoring import ImageScoring, score_listed
-from nsfw_spark.spark.sources import Limit, ListedFiles, Source, check_ids
+from nsfw_spark.spark.sources import Limit, ListedFiles, Source, check_ids, check_opened
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 from nsfw_spark.spark.udf import model_columns
 from nsfw_spark.spark.vector_scoring import VectorScoring
@@ -68,7 +70,9 @@ class ScoringJob:
     run_id: str
 
     def check(self) -> None:
-        """Refuse a policy that cannot be applied, and repeated or null ids, before the run takes the lock."""
+        """Refuse what is wrong with the policy, the ids or the input, before the run takes the lock."""
+        if self.source.lack and (self.options.rescore == "all" or not self._is_known()):
+            raise InputError(self.source.lack)
         if not self.output.exists(IMAGE_SCORES):  # else `target` checks it, under the lock
             self._check_policy(self.output)
         check_ids(self.source)
@@ -99,9 +103,10 @@ class ScoringJob:
         if target.output != self.output:
             record_rescored(self.output, target.output, self.run_id)
             rescore.replace_image_scores(target.output, self.output, target.generation)
-        if self.options.rescore == "all":
-            rescore.delete_staging(self.output)
-        rescore.follow_changes(self.output, self.source, self.options, self._rescored, self.run_id)
+        rescore.delete_staging(self.output, None if self.options.rescore == "all" else target.generation)
+        if isinstance(self.source, ListedFiles):
+            listed = rescore.Files(self.source, self.limit, self._rescored)
+            rescore.follow_changes(self.output, listed, self.options, self.run_id)
         # Not what the stream observed: Spark counts the rows of a task twice if it loses an executor.
         return count_run(self.output, self.run_id, self.policy, timings)
 
@@ -112,12 +117,21 @@ class ScoringJob:
     def _score_new(self, target: Target) -> Timings:
         """Append the images that the checkpoint has not seen; return what the tasks spent."""
         source, scoring, output, columns = self.source, self.scoring, target.output, self._columns()
+        if last_batch(output.spark, target.checkpoint) < 0:
+            check_opened(source)
         known = self._self_check(output)
         tables.ensure_image_scores(output, columns, scoring.name, scoring.fingerprint, self_check=known)
-        timings = self._stream(target, columns)
+        timings, is_cut_off = Timings(), False
+        try:
+            timings = self._stream(target, columns)
+        except StreamingQueryException as error:
+            if not (is_cut_off := source.is_cut_off(text_of(error))):
+                raise
+            said = f"the log of {source.uri} no longer tells what is new; comparing all ids"
+            sys.stderr.write(f"nsfw-spark: {said}\n")
         self._account_for_skipped(target)
         version = tables.last_version(output, IMAGE_SCORES) or 0
-        if (listed := source.left_over(output.table(IMAGE_SCORES))) is not None:
+        if (listed := source.left_over(output.table(IMAGE_SCORES), is_cut_off=is_cut_off)) is not None:
             writer = output.writer(IMAGE_SCORES, self._rows(listed, columns, output))
             writer.options(**tables.only_once(version)).append()
         return timings
@@ -149,7 +163,8 @@ class ScoringJob:
             return False
         number, entry = batch
         if written_batch(output, checkpoint) < number:
-            files = readable_files(spark, listed_files(spark, checkpoint, after_batch=entry - 1))
+            listed = listed_files(spark, checkpoint, after_batch=entry - 1)
+            files = readable_files(spark, listed, self.source.max_bytes)
             if not files:
                 return False  # the whole store is away
             query, next_ = checkpoint_id(spark, checkpoint), str(number + 1)
@@ -184,6 +199,9 @@ class ScoringJob:
 
     def _rescored(self, listed: DataFrame) -> DataFrame:
         return self._rows(listed, self._columns(), self.output)
+
+    def _is_known(self) -> bool:
+        return is_known(self.output, self.source, rescore.generation(self.output))
 
     def _check_policy(self, output: Output) -> None:
         if self.policy is not None:

@@ -232,6 +232,8 @@ def _source_options(options: JobOptions, scoring: ImageScoring | VectorScoring) 
         options.carry,
         options.max_bytes,
         scoring.card.encoder.embedding_dim,
+        True,  # noqa: FBT003 - `may_be_empty`: see `ScoringJob.check`
+        options.source_option or {},
         tuple(column for column in scoring.scores.names if column not in SCORE.names),
     )
 

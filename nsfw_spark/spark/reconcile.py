@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 from nsfw_spark.decode import too_long
 from nsfw_spark.errors import ImageError, storage_failed
 from nsfw_spark.spark.checkpoints import listed_files_log
-from nsfw_spark.spark.faults import reason
+from nsfw_spark.spark.faults import is_forbidden, reason
 from nsfw_spark.spark.hadoop import file_system, in_lists, literally
 from nsfw_spark.spark.schema import IMAGE_ID
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output, last_version, only_once
@@ -62,7 +62,7 @@ def account_for_skipped(
     scores = output.table(IMAGE_SCORES)
     skipped = listed.join(scores.select(F.col(file_column).alias("file")), "file", "left_anti")
     for number, files in enumerate(in_lists(skipped, _ROWS_AT_ONCE)):
-        found = {each.file: _status(output.spark, each.file) for each in files}
+        found = {each.file: _status(output.spark, each.file, max_bytes) for each in files}
         if not is_file_a_row:  # a table file may hold no row
             found = {file: status for file, status in found.items() if not status.length}
         rows = [
@@ -75,11 +75,11 @@ def account_for_skipped(
             output.writer(IMAGE_SCORES, frame).options(**only_once(version + number)).append()
 
 
-def readable_files(spark: SparkSession, listed: DataFrame) -> list[Row]:
-    """Return `path`, `modificationTime` and `length` of the listed files that their file system knows."""
+def readable_files(spark: SparkSession, listed: DataFrame, max_bytes: int) -> list[Row]:
+    """Return `path`, `modificationTime` and `length` of the listed files that can be read."""
     with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as threads:
         files = [row.file for row in listed.collect()]
-        found = zip(files, threads.map(partial(_status, spark), files), strict=True)
+        found = zip(files, threads.map(partial(_status, spark, max_bytes=max_bytes), files), strict=True)
     return [
         Row(path=file, modificationTime=status.modified, length=status.length)
         for file, status in found
@@ -91,28 +91,42 @@ class _Status(NamedTuple):
     """A file's state in its file system now."""
 
     length: int | None = None
-    """Bytes; None if the file is gone or the file system returns an error."""
+    """Bytes; None if the file cannot be read."""
     modified: datetime | None = None
-    problem: str = ""
+    problem: ImageError | None = None
+    """Why it cannot be read."""
 
 
-def _status(spark: SparkSession, file: str) -> _Status:
-    files, path = file_system(spark, file)
+def _status(spark: SparkSession, file: str, max_bytes: int) -> _Status:
+    """Look a file up and read its first byte: a user who may list it may not be allowed to read it."""
     try:
+        files, path = file_system(spark, file)
         status = files.getFileStatus(path)
+        length, modified = int(status.getLen()), status.getModificationTime() / 1000
+        if 0 < length <= max_bytes:
+            stream = files.open(path)
+            try:
+                stream.read()
+            finally:
+                stream.close()
     except Py4JJavaError as error:
-        if str(error.java_exception.getClass().getSimpleName()) == "FileNotFoundException":
-            return _Status(problem="was gone when it was to be read")
-        return _Status(problem=f"could not be read ({reason(error)})")
-    modified = datetime.fromtimestamp(status.getModificationTime() / 1000, UTC)
-    return _Status(int(status.getLen()), modified)
+        return _Status(problem=_problem(error))
+    return _Status(length, datetime.fromtimestamp(modified, UTC))
+
+
+def _problem(error: Py4JJavaError) -> ImageError:
+    if str(error.java_exception.getClass().getSimpleName()) == "FileNotFoundException":
+        return ImageError("missing", "the file was listed and was gone when it was to be read")
+    if is_forbidden(error):
+        return ImageError("missing", f"the file was listed and could not be read ({reason(error)})")
+    return storage_failed(reason(error))
 
 
 def _result(status: _Status, max_bytes: int) -> dict[str, Any]:
     """Return the columns of a skipped file's row that say why it has no score."""
     length = status.length
     if length is None:
-        error = ImageError("missing", f"the file was listed and {status.problem}")
+        error = status.problem or storage_failed("no reason is known")
     elif length == 0:
         error = ImageError("undecodable", "the file is empty (0 bytes)")
     elif length > max_bytes:

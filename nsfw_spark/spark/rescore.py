@@ -8,14 +8,15 @@ image_scores: each `--rescore all` writes a staging table, which replaces image_
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable
-from dataclasses import replace
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 from typing import Final
 
 from delta import DeltaTable
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
 from nsfw_spark.errors import STORAGE_FAILED, ConfigError, TableError
@@ -23,10 +24,10 @@ from nsfw_spark.options import JobOptions
 from nsfw_spark.spark import tables
 from nsfw_spark.spark.hadoop import delete, exists, in_lists, list_names
 from nsfw_spark.spark.runs import may_have_lost_files
-from nsfw_spark.spark.sources import ListedFiles, Source
-from nsfw_spark.spark.tables import IMAGE_SCORES, PROPERTY, Output
+from nsfw_spark.spark.sources import Limit, ListedFiles, Source
+from nsfw_spark.spark.tables import IMAGE_SCORES, PROPERTY, Output, last_version
 
-_FILES_AT_ONCE: Final = 1_000  # replaced by one commit, whose condition holds their names
+_FILES_AT_ONCE: Final = 1_000  # at most: the condition of their commit holds their names
 _NIGHTS: Final = tuple(f"{STORAGE_FAILED}{times}: " for times in ("", " twice", " three times"))
 """How the error of a row begins, by the number of runs in which storage failed to give its file."""
 _FIRST_GENERATION: Final = "1"
@@ -47,67 +48,106 @@ def check_options(source: Source, options: JobOptions) -> None:
         )
 
 
-def follow_changes(
-    output: Output, source: Source, options: JobOptions, score: Callable[[DataFrame], DataFrame], run_id: str
-) -> None:
+@dataclass(frozen=True)
+class Files:
+    """The files of a source, and how to score them."""
+
+    source: ListedFiles
+    limit: Limit
+    """Of one commit: a killed job resumes after its last one."""
+    score: Callable[[DataFrame], DataFrame]
+    """Turns listed files into rows of image_scores."""
+
+
+def follow_changes(output: Output, files: Files, options: JobOptions, run_id: str) -> None:
     """Score again what storage failed to give to earlier runs, and what the options ask for.
 
     Args:
         output: The job's output.
-        source: The files.
+        files: The files.
         options: `rescore` and `prune` count.
-        score: Turns listed files into rows of image_scores.
         run_id: Of this run, whose own failures are left to the next run.
 
     Raises:
         TableError: More rows than `prune_limit` allows would be deleted.
     """
-    if not isinstance(source, ListedFiles) or source.file_column is None:
+    source = files.source
+    if source.file_column is None:
         return
     if options.rescore == "changed":
-        _replace(output, source, _changed(output, source), score)
+        _replace(output, files, _changed(output, source))
     elif may_have_lost_files(output, source.uri):
-        _retry(output, source, run_id, score)
+        _retry(output, files, run_id)
     if options.prune:
         num_deleted = _prune(output, source, options.prune_limit)
         sys.stderr.write(f"nsfw-spark: --prune deleted {num_deleted:,} rows of files that are gone\n")
 
 
-def _retry(output: Output, source: ListedFiles, run_id: str, score: Callable[[DataFrame], DataFrame]) -> None:
+def _retry(output: Output, files: Files, run_id: str) -> None:
     """Score files again that storage failed to give to earlier runs, on three nights at most."""
+    source = files.source
     rows = source.rows_of(output.table(IMAGE_SCORES)).filter(F.col("run_id") != run_id)
     failed = rows.filter((F.col("status") == "missing") & F.col("error").startswith(STORAGE_FAILED))
     for now, next_ in reversed(list(pairwise(_NIGHTS))):
 
         def counted(listed: DataFrame, next_: str = next_) -> DataFrame:
-            scored = score(listed)
+            scored = files.score(listed)
             error = F.when(
                 F.col("error").startswith(_NIGHTS[0]), F.replace("error", F.lit(_NIGHTS[0]), F.lit(next_))
             )
             return scored.withColumn("error", F.coalesce(error, "error"))
 
-        files = failed.filter(F.col("error").startswith(now)).select(F.col("file").alias("path"))
-        if not files.isEmpty():
-            _replace(output, source, source.listing().join(files.distinct(), "path", "left_semi"), counted)
+        lost = failed.filter(F.col("error").startswith(now)).select(F.col("file").alias("path"))
+        if not lost.isEmpty():
+            listed = source.listing().join(lost.distinct(), "path", "left_semi")
+            _replace(output, replace(files, score=counted), listed)
 
 
-def _replace(
-    output: Output, source: ListedFiles, files: DataFrame, score: Callable[[DataFrame], DataFrame]
-) -> None:
-    """Score listed files and replace their rows.
+def in_commits(files: Iterable[Row], most_bytes: float) -> Iterator[list[Row]]:
+    """Yield files in lists of at most so many bytes; a longer file is alone."""
+    chunk: list[Row] = []
+    for file in files:
+        if chunk and sum(each.length for each in chunk) + file.length > most_bytes:
+            yield chunk
+            chunk = []
+        chunk.append(file)
+    if chunk:
+        yield chunk
 
-    One commit replaces a thousand files; a killed job resumes after its last commit.
-    """
-    columns = output.table(IMAGE_SCORES).schema
-    for chunk in in_lists(files, _FILES_AT_ONCE):
-        rows = score(source.listed_again(chunk))
+
+def _replace(output: Output, files: Files, listed: DataFrame) -> None:
+    """Score listed files and replace their rows, in commits as large as a micro-batch."""
+    source, columns = files.source, output.table(IMAGE_SCORES).schema
+    most_bytes = files.limit.num_images * (source.bytes_per_image or math.inf)
+    lists = in_lists(listed, files.limit.num_files or _FILES_AT_ONCE)
+    for chunk in chain.from_iterable(in_commits(each, most_bytes) for each in lists):
+        before = last_version(output, IMAGE_SCORES)
+        rows = files.score(source.listed_again(chunk))
         nulls = {
             field.name: F.lit(None).cast(field.dataType)
             for field in columns
             if field.name not in rows.columns
         }
         writer = output.writer(IMAGE_SCORES, rows.withColumns(nulls).select(columns.names))
-        writer.overwrite(F.col(str(source.file_column)).isin([file.path for file in chunk]))
+        is_of_chunk = F.col(str(source.file_column)).isin([file.path for file in chunk])
+        writer.overwrite(is_of_chunk)
+        if source.file_column != "image_id":
+            _keep(output, str(source.file_column), is_of_chunk, before)
+
+
+def _keep(output: Output, file: str, is_of_chunk: Column, version: int | None) -> None:
+    """Add the rows of images again that a version had, and that storage failed to give this time.
+
+    A tar that was read to its half, and on the next night not at all, keeps the rows of that half.
+    """
+    now = output.table(IMAGE_SCORES).filter(is_of_chunk)
+    failed = now.filter((F.col("status") == "missing") & F.col("error").startswith(STORAGE_FAILED))
+    if failed.isEmpty():
+        return
+    earlier = output.table(IMAGE_SCORES, version).filter(is_of_chunk & (F.col("status") != "missing"))
+    kept = earlier.join(failed.select(file), file, "left_semi")
+    kept = kept.join(now.select("image_id"), "image_id", "left_anti")
+    output.writer(IMAGE_SCORES, kept.select(now.columns)).append()
 
 
 def _prune(output: Output, source: ListedFiles, limit: float) -> int:
@@ -117,7 +157,7 @@ def _prune(output: Output, source: ListedFiles, limit: float) -> int:
         TableError: More of the rows than `limit` would be deleted.
     """
     rows = source.rows_of(output.table(IMAGE_SCORES))
-    existing = source.listing().select(F.col("path").alias("file"))
+    existing = source.listing(is_whole=True).select(F.col("path").alias("file"))
     gone = rows.join(existing, "file", "left_anti").select("file", "image_id", "length")
     # Spark does not list empty files, so these are looked up one by one.
     maybe_empty = gone.filter(F.coalesce("length", F.lit(0)) == 0).select("file").distinct()
@@ -194,8 +234,8 @@ def replace_image_scores(staging: Output, output: Output, generation: str) -> No
     tables.ensure_image_scores(output, columns, found["model"], found["model_fingerprint"])
 
 
-def delete_staging(output: Output) -> None:
-    """Delete all staging tables, complete or not."""
+def delete_staging(output: Output, replaced: str | None = None) -> None:
+    """Delete all staging tables, complete or not; or that of a generation which replaced image_scores."""
     for name in list_names(output.spark, str(output.checkpoints)):
-        if name.startswith(_STAGING):
+        if name.startswith(_STAGING) and replaced in (None, name.removeprefix(_STAGING)):
             delete(output.spark, f"{output.checkpoints}/{name}")

@@ -15,7 +15,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-import pyspark
 from pyspark.errors import PySparkRuntimeError
 from pyspark.sql import SparkSession
 

@@ -59,9 +59,10 @@ _OF_DELTA: Final = (  # properties that begin so are Delta's own: nobody else ma
     *("delta.rowTracking.materialized", "io.unitycatalog.", "ucTableId"),
 )
 _UPKEEP: Final = {
-    *("ADD COLUMNS", "ADD CONSTRAINT", "CHANGE COLUMN", "CLUSTER BY", "DROP CONSTRAINT", "OPTIMIZE"),
-    *("ROW TRACKING BACKFILL", "SET TBLPROPERTIES", "UNSET TBLPROPERTIES", "UPGRADE PROTOCOL"),
-    *("VACUUM END", "VACUUM START"),
+    *("ADD COLUMNS", "ADD CONSTRAINT", "CHANGE COLUMN", "CHANGE COLUMNS", "CLUSTER BY", "COMPUTE STATS"),
+    *("DOMAIN METADATA CLEANUP", "DROP CONSTRAINT", "DROP FEATURE", "OPTIMIZE", "REORG"),
+    *("ROW TRACKING BACKFILL", "ROW TRACKING UNBACKFILL", "SET TBLPROPERTIES", "UNSET TBLPROPERTIES"),
+    *("UPGRADE PROTOCOL", "VACUUM END", "VACUUM START"),
 }
 
 
@@ -276,8 +277,9 @@ def changes_no_row(commit: Any) -> bool:  # noqa: ANN401 - a Row
 def only_adds(commit: Any) -> bool:  # noqa: ANN401 - a Row
     """Whether a commit changed and deleted no row; it may have added some."""
     appends = commit.operation == "WRITE" and commit.operationParameters.get("mode") == "Append"
-    is_new = commit.operation.startswith("CREATE TABLE")
-    return appends or is_new or commit.operation == "STREAMING UPDATE" or changes_no_row(commit)
+    is_first = commit.version == 0 or commit.operation.startswith("CREATE TABLE")
+    adds = appends or commit.operation in ("COPY INTO", "STREAMING UPDATE")
+    return adds or is_first or changes_no_row(commit)
 
 
 def only_once(version: int) -> dict[str, str]:

@@ -26,7 +26,7 @@ from pyspark.sql import SparkSession
 
 from nsfw_spark.cascade import Cascade
 from nsfw_spark.decode import decode
-from nsfw_spark.errors import WeightsError
+from nsfw_spark.errors import DeviceError, WeightsError
 from nsfw_spark.host import HostedModel, HostSpec, HostUnavailableError, Owner
 from nsfw_spark.isolation import GuardedDecoder, IsolatedDecoder
 from nsfw_spark.model import Model, ModelSpec, Predictor, load_model
@@ -96,7 +96,7 @@ def _predictors(spec: ScorerSpec, models: Sequence[ModelSpec]) -> Iterator[Seque
                 for index in range(len(models)):
                     hosted.append(stack.enter_context(HostedModel(host, _task_name(), index)))  # noqa: PERF401
             except HostUnavailableError as error:
-                _give_up_hosting(error)
+                _give_up_hosting(error, [model.device for model in models])
         yield hosted if len(hosted) == len(models) else [_own_model(model) for model in models]
 
 
@@ -112,7 +112,18 @@ def _can_be_hosted() -> bool:
     return not _without_host
 
 
-def _give_up_hosting(error: HostUnavailableError) -> None:
+def _give_up_hosting(error: HostUnavailableError, devices: Sequence[str]) -> None:
+    """Let each Python worker of a CPU load the model.
+
+    Raises:
+        DeviceError: There is a GPU, whose memory would not hold so many.
+    """
+    if any(device.startswith("cuda") or (device != "cpu" and num_visible_gpus()) for device in devices):
+        raise DeviceError(
+            f"no model host can be started here ({error}), and without it each Python worker would load the "
+            f"model onto the GPU ({', '.join(devices)}). Repair that; or pass --host off, if one model for "
+            "each task fits into the GPU's memory"
+        ) from error
     _without_host.append(str(error))
     _log.warning(
         "no model host can be started here (%s): each Python worker loads the model, as with --host off",

@@ -48,40 +48,34 @@ Row = dict[str, Any]
 
 
 class Command:
-    """A started `nsfw-spark`."""
+    """A started `nsfw-spark`, or another program."""
 
     def __init__(
         self,
         folder: Path,
-        code: str,
-        *arguments: object,
-        under: Sequence[str] = (),
+        *words: object,
+        environment: Mapping[str, str] | None = None,
         settings: Mapping[str, object] = NO_SETTINGS,
     ) -> None:
         """Start a program.
 
         Args:
             folder: Working directory, made if it is not there; its output goes there too.
-            code: Python code.
-            arguments: The program's arguments.
-            under: A command that starts the program, such as one that drops privileges.
-            settings: Of its Spark.
+            words: The program and its arguments.
+            environment: Its environment; default: that of a Python with these sources.
+            settings: Of its Spark, in the default environment.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._stdout, self._stderr = folder / "stdout", folder / "stderr"
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
-            **java.quick(**settings),
-        }
+        path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
         with self._stdout.open("w") as stdout, self._stderr.open("w") as stderr:
             self.process = subprocess.Popen(
-                [*under, sys.executable, "-c", code, *map(str, arguments)],
+                [*map(str, words)],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
                 cwd=folder,
-                env=environment,
+                env=environment or {**os.environ, "PYTHONPATH": path, **java.quick(**settings)},
                 start_new_session=True,
             )
 
@@ -129,8 +123,23 @@ def running(
     under: Sequence[str] = (),
     settings: Mapping[str, object] = NO_SETTINGS,
 ) -> Iterator[Command]:
-    """Run a command; kill it if the test leaves before its end."""
-    command = Command(folder, code, *arguments, under=under, settings=settings)
+    """Run a command; kill it if the test leaves before its end.
+
+    Args:
+        folder: See `Command`.
+        arguments: The arguments of the code.
+        code: Python code; default: `nsfw-spark`.
+        under: A command that starts the program, such as one that drops privileges.
+        settings: Of its Spark.
+    """
+    words = (*under, sys.executable, "-c", code, *arguments)
+    with killed_at_the_end(Command(folder, *words, settings=settings)) as command:
+        yield command
+
+
+@contextmanager
+def killed_at_the_end(command: Command) -> Iterator[Command]:
+    """Kill a command if the test leaves before its end."""
     try:
         yield command
     finally:

@@ -19,8 +19,8 @@ from pyspark.sql.types import ArrayType, StringType, StructField, StructType
 
 from nsfw_spark.options import job_options
 from nsfw_spark.spark import score_images
-from nsfw_spark.spark.pipeline import run_job
 from nsfw_spark.spark.jars import downloaded_jars
+from nsfw_spark.spark.pipeline import run_job
 from nsfw_spark.spark.worker import task_device
 from tests import java
 from tests.conftest import grey, png

@@ -148,6 +148,7 @@ def is_daemon_of(cluster: Cluster, process: psutil.Process) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_the_tables_are_complete_though_python_workers_are_killed(
     cluster: Cluster, images: Path, card: Path, expected: dict[str, float | None]
 ) -> None:
@@ -155,7 +156,9 @@ def test_the_tables_are_complete_though_python_workers_are_killed(
     assert "exited unexpectedly" in cluster.log(), "none of them was needed"
 
 
-@pytest.mark.parametrize("disturb", [kill_hosts_of_all_ages, kill_an_executor])
+@pytest.mark.parametrize(
+    "disturb", [pytest.param(kill_hosts_of_all_ages, marks=pytest.mark.long), kill_an_executor]
+)
 def test_the_tables_are_complete_whoever_is_killed(
     cluster: Cluster,
     images: Path,

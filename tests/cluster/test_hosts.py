@@ -39,7 +39,9 @@ def with_gpus(cluster: Cluster) -> Cluster:
     return cluster
 
 
-@pytest.mark.parametrize(("gpus", "share", "num_loads"), [(1, 0.25, 2), (2, 0.5, 4)])
+@pytest.mark.parametrize(
+    ("gpus", "share", "num_loads"), [pytest.param(1, 0.25, 2, marks=pytest.mark.long), (2, 0.5, 4)]
+)
 def test_a_model_is_loaded_once_for_each_gpu_of_each_executor(
     with_gpus: Cluster, card: Path, gpus: int, share: float, num_loads: int
 ) -> None:

@@ -7,6 +7,7 @@ import platform
 from typing import Any, Final
 
 import deltalake
+import pytest
 
 from tests import java
 from tests.cluster.conftest import Cluster
@@ -17,6 +18,7 @@ MASTER: Final = "local-cluster[2,1,1024]"
 NUM_IMAGES: Final = 40
 
 
+@pytest.mark.long
 def test_executors_that_differ_end_the_run_and_alike_they_complete_it(cluster: Cluster) -> None:
     images, output = cluster.folder / "images", cluster.folder / "out"
     images.mkdir()

@@ -89,6 +89,7 @@ def test_a_node_that_does_not_reach_the_mirror_says_so(apart: Cluster, card: Pat
     assert f"{weights} (FileNotFoundError" in error
 
 
+@pytest.mark.long
 def test_a_head_is_shipped_to_score_embeddings(apart: Cluster, tmp_path: Path) -> None:
     """A file beside the card, which the executors need not have either."""
     mine = tmp_path / "mine"

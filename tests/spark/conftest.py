@@ -88,6 +88,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
 
     warehouse = tmp_path_factory.mktemp("warehouse")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARK_CONF_DIR", str(java.write_defaults(warehouse, {})))
         patch.setattr(os, "cpu_count", lambda: 2)
         settings = {
             "spark.sql.warehouse.dir": warehouse,

@@ -71,12 +71,12 @@ def test_tables_and_tars_are_joined(
 ) -> None:
     suffix = "tar" if write is write_tar else "parquet"
     for number, name in enumerate(FEW):
-        write(tmp_path / "in" / f"{number}.{suffix}", {name: FEW[name]})
-    run(tmp_path / "in", tmp_path / "out", content_from=str(tmp_path / "in"))
+        write(tmp_path / "in!" / f"{number}.{suffix}", {name: FEW[name]})
+    run(tmp_path / "in!", tmp_path / "out", content_from=str(tmp_path / "in!"))
     tables = Tables(spark, tmp_path / "out")
     assert sorted(contents(tables).values()) == sorted(FEW.values())
     by_file = {row.source_file: bytes(row.content) for t in FILTERED for row in tables.rows(t).values()}
-    files = {image_id(tmp_path / "in" / f"{n}.{suffix}"): FEW[name] for n, name in enumerate(FEW)}
+    files = {image_id(tmp_path / "in!" / f"{n}.{suffix}"): FEW[name] for n, name in enumerate(FEW)}
     assert by_file == files
 
 

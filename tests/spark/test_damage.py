@@ -11,6 +11,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from nsfw_spark.errors import StorageError, TableError
+from nsfw_spark.spark.checkpoints import checkpoint_id, last_accounted_batch
+from nsfw_spark.spark.tables import Output
 from tests.cluster.conftest import within
 from tests.spark.conftest import BAD, GOOD, Run, Tables, image_id, meanwhile, write_files
 
@@ -132,6 +134,17 @@ def test_commits_that_a_disk_lost_are_noticed_and_their_images_scored_again(
         assert_complete(spark, images, output, "arrives.png")
     finally:
         (images / "arrives.png").unlink()
+
+
+def test_no_clock_but_the_stores_tells_whether_the_table_is_the_one_that_a_run_left(
+    spark: SparkSession, output: Path
+) -> None:
+    (checkpoint,) = (path for path in (output / "_checkpoints").iterdir() if path.is_dir())
+    runs = f"delta.`{output}/runs`"
+    spark.sql(f"UPDATE {runs} SET started_at = started_at - INTERVAL 1 DAY")  # noqa: S608 - our own name
+    of = Output(spark, str(output), str(output / "_checkpoints"))
+    name = f"{checkpoint.name} {checkpoint_id(spark, str(checkpoint))}"
+    assert last_accounted_batch(of, name) == 0
 
 
 def test_a_table_that_was_deleted_without_its_checkpoint_is_told_of(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import functions as F
 
-from nsfw_spark.errors import ConfigError, TableError
-from nsfw_spark.spark.sources import is_below
+from nsfw_spark.errors import ConfigError, InputError, TableError
+from nsfw_spark.options import job_options
+from nsfw_spark.spark.rescore import Files, follow_changes, in_commits
+from nsfw_spark.spark.sources import Limit, ListedFiles, SourceOptions, files, is_below, open_source
+from nsfw_spark.spark.tables import Output
 from tests.conftest import png
 from tests.spark.conftest import Run, Tables, image_id, write_files
-from tests.spark.test_sources import samples, tar
+from tests.spark.test_sources import image_table, samples, tar
 
 FILTERED = ("safe_images", "flagged_images", "quarantined_images")
 IMAGES = {f"{i}.png": png(seed=i) for i in range(4)} | {"empty.png": b"", "text.png": b"text"}
@@ -94,6 +100,14 @@ def test_a_file_that_came_again_after_it_was_missed_is_scored(
     assert tables.rows("image_scores")[image_id(folder / "2.png")].status == "ok"
 
 
+def test_large_files_are_replaced_by_several_commits() -> None:
+    files = [Row(length=length) for length in (4, 5, 20, 1, 0, 9, 1)]
+    commits = [[file.length for file in chunk] for chunk in in_commits(files, 10)]
+    assert commits == [[4, 5], [20], [1, 0, 9], [1]]
+    assert list(in_commits(files, math.inf)) == [files]
+    assert list(in_commits([], 10)) == []
+
+
 def test_all_images_of_a_changed_tar_are_replaced(run: Run, tables: Tables, tmp_path: Path) -> None:
     folder = write_files(tmp_path / "tars", {"a.tar": tar(samples(0, 3)), "b.tar": tar(samples(5, 2))})
     run(folder, tmp_path / "out")
@@ -122,6 +136,29 @@ def test_rows_of_deleted_files_go_only_when_they_are_pruned(
     assert set(tables.rows("image_scores")) == left | {image_id(other / "kept.png")}
     assert "deleted 2 rows" in capfd.readouterr().err
     assert is_consistent(tables)
+
+
+def test_a_directory_that_is_empty_today_is_no_error_and_its_last_rows_can_be_pruned(
+    score: Run, tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, output = tmp_path / "tables", tmp_path / "out"
+    folder.mkdir()
+    options = {"format": "parquet", "carry": "caption"}
+    pq.write_table(image_table(0, 2), folder / "a.parquet")
+    score(folder, output, **options)
+    (folder / "a.parquet").unlink()
+    assert score(folder, output, **options).counts.images == 0
+    with pytest.raises(InputError, match="holds no file"):
+        score(folder, output, **options, rescore="all")
+    folder.rmdir()
+    with pytest.raises(InputError, match="cannot be read"):
+        score(folder, output, **options)
+    monkeypatch.setattr(files, "_WITHOUT_DIRECTORIES", ("/",))  # as if they were in a store
+    with pytest.raises(TableError, match="--prune-limit"):
+        score(folder, output, **options, prune=True)
+    assert len(tables.rows("image_scores")) == 2
+    score(folder, output, **options, prune=True, prune_limit=1)
+    assert not tables.rows("image_scores")
 
 
 def test_pruning_touches_only_what_this_source_could_have_made(
@@ -166,6 +203,41 @@ def test_what_storage_failed_to_give_is_tried_again_by_three_runs(
     assert is_consistent(tables)
 
 
+def test_images_of_a_tar_that_storage_fails_to_give_again_keep_their_rows(
+    spark: SparkSession, score: Run, tables: Tables, tmp_path: Path
+) -> None:
+    folder = write_files(tmp_path / "tars", {"a.tar": tar(samples(0, 3)), "b.tar": tar(samples(5, 1))})
+    score(folder, tmp_path / "out")
+    before = tables.rows("image_scores")
+    output = Output(spark, str(tmp_path / "out"), None)
+
+    def half_read(listed: DataFrame) -> DataFrame:
+        """Return a row of an image that could be read again, and the row of its tar."""
+        rows = output.table("image_scores").join(listed, F.col("source_file") == listed["path"], "left_semi")
+        tar_row = {
+            "image_id": F.col("source_file"),
+            "status": F.lit("missing"),
+            "error": F.lit("storage failed: no answer"),
+            "nsfw_score": F.lit(None).cast("float"),
+            "embedding": F.lit(None).cast("array<float>"),
+        }
+        first = rows.filter(F.col("image_id").endswith("0000.png")).withColumn("run_id", F.lit("night 2"))
+        return first.unionByName(first.withColumns(tar_row))
+
+    change(folder / "a.tar", tar(samples(0, 3)))
+    options = job_options({"output": output.location, "rescore": "changed"})
+    source = open_source(spark, SourceOptions(str(folder), format="webdataset"))
+    assert isinstance(source, ListedFiles)
+    follow_changes(output, Files(source, Limit(100), half_read), options, "night 2")
+    after = tables.rows("image_scores")
+    lost = f"file:{folder}/a.tar"
+    assert after.keys() == {*before, lost}
+    assert after[lost].status == "missing"
+    again = f"{lost}!/0000.png"
+    assert after[again].run_id == "night 2"
+    assert all(after[key] == row for key, row in before.items() if key != again)
+
+
 def lose(spark: SparkSession, output: Path, error: str) -> None:
     """Change the row of 1.png to that of a file that storage failed to give to the last run."""
     values = f"status = 'missing', error = '{error}', nsfw_score = NULL, embedding = NULL"
@@ -174,8 +246,13 @@ def lose(spark: SparkSession, output: Path, error: str) -> None:
     spark.sql(f"UPDATE {runs} SET files_lost = 1")  # noqa: S608
 
 
+def generation(spark: SparkSession, output: Path) -> str:
+    detail = spark.sql(f"DESCRIBE DETAIL delta.`{output}/image_scores`").collect()[0]
+    return str(detail.properties["nsfw_spark.generation"])
+
+
 def test_rescoring_all_begins_a_new_version(
-    run: Run, folder: Path, tables: Tables, tmp_path: Path, other_card_file: str
+    spark: SparkSession, run: Run, folder: Path, tables: Tables, tmp_path: Path, other_card_file: str
 ) -> None:
     output = tmp_path / "out"
     run(folder, output)
@@ -193,6 +270,8 @@ def test_rescoring_all_begins_a_new_version(
     assert is_consistent(tables)
     assert not list((output / "_checkpoints").glob("rescored-*"))
 
+    # A run that was killed before it deleted the staging table must not hide later changes of mind.
+    write_files(output / "_checkpoints" / f"rescored-{generation(spark, output)}", {"half": b""})
     write_files(folder, {"new.png": png(seed=70)})
     assert run(folder, output, model=other_card_file).counts.images == 1
     assert run(folder, output, model=other_card_file, rescore="all").counts.images == len(IMAGES) + 1
@@ -214,6 +293,28 @@ def test_rescoring_all_keeps_what_somebody_added_to_the_table(
     assert detail.properties["nsfw_spark.model"] == "other"
     assert detail.clusteringColumns == ["image_id"]
     assert score(folder, tmp_path / "out", model=other_card_file).counts.images == 0
+
+
+def test_an_input_that_lists_files_of_another_is_refused_and_rescoring_all_takes_it_over(
+    score: Run, tables: Tables, tmp_path: Path
+) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    write_files(images, {"2024/a.png": png(seed=1), "tars/a.tar": tar(samples(0, 2))})
+    (tmp_path / "link").symlink_to(images / "2024")
+    pngs = {"format": "files", "glob": "*.png"}
+    score(images / "2024", output)
+    with pytest.raises(TableError, match=r"images contains .*2024, .*would have two rows.*--rescore all"):
+        score(images, output, **pngs)
+    with pytest.raises(TableError, match=r"link is the same place as .*2024, .*Name it so"):
+        score(tmp_path / "link", output)
+    score(images, output, format="webdataset")  # it lists other files
+    assert len(tables.rows("image_scores")) == 3
+
+    score(images, output, **pngs, rescore="all")
+    assert set(tables.rows("image_scores")) == {image_id(images / "2024/a.png")}
+    write_files(images / "2025", {"a.png": png(seed=3)})  # has no row yet
+    with pytest.raises(TableError, match=r"2025 lies in .*images, .*Run that one"):
+        score(images / "2025", output)
 
 
 def test_a_lost_checkpoint_is_refused_and_rescoring_all_repairs_it(

@@ -27,10 +27,16 @@ def test_small_jobs_have_few_tasks_and_what_is_set_stays(spark: SparkSession) ->
     assert [other.conf.get(name) for name in (LISTING, SNAPSHOT, SHUFFLE)] == ["6", "2", "77"]
 
 
-def test_a_location_without_its_connector_is_an_error_that_names_the_jars(spark: SparkSession) -> None:  # noqa: ARG001
+def test_a_location_without_its_connector_is_an_error_that_names_the_jars(
+    spark: SparkSession,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from nsfw_spark.spark import session
     from nsfw_spark.spark.session import get_session
 
-    get_session("/photos", "file:/photos", "main.safety", None)
+    get_session("/photos", "file:/photos", "main.safety", "s3a://bucket/photos")
+    has = session.has_file_system  # as if this session had not got the jars for S3
+    monkeypatch.setattr(session, "has_file_system", lambda spark, name: name != "s3a" and has(spark, name))
     with pytest.raises(
         ConfigError, match=r"connector for s3a://.*org\.apache\.hadoop:hadoop-aws:3\.5\.0,.*bundle"
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from delta import DeltaTable
-from pyspark.sql import SparkSession
+from pyspark.sql import Row, SparkSession
 from pyspark.sql.types import StructType
 
 from nsfw_spark.cards import load_card
@@ -26,6 +27,7 @@ from nsfw_spark.spark import read_images, score_images
 from nsfw_spark.spark.schema import arrow_schema
 from nsfw_spark.spark.sources import Limit, SourceOptions, open_source
 from nsfw_spark.spark.sources.source import FILE_COLUMNS
+from nsfw_spark.spark.tables import only_adds
 from tests.conftest import png
 from tests.spark.conftest import Run, Tables, image_id, write_files
 
@@ -218,6 +220,46 @@ def test_what_a_merge_adds_to_a_delta_table_is_not_lost(
     assert counts_add_up(Tables(spark, output), 6)
 
 
+def test_rows_whose_commits_the_log_of_a_delta_table_no_longer_has_are_scored(
+    spark: SparkSession, score: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = tmp_path / "delta", tmp_path / "out"
+
+    def add(first: int) -> None:
+        write = spark.createDataFrame(image_table(first, 1).to_pandas()).write.format("delta").mode("append")
+        write.option("delta.checkpointInterval", "1").save(str(source))
+
+    add(0)
+    score(source, output, id_column="number")
+    add(1)
+    add(2)
+    for version in range(2):
+        (source / f"_delta_log/{version:020}.json").unlink()
+    assert score(source, output, id_column="number").counts.images == 2
+    assert "no longer tells what is new" in capsys.readouterr().err
+    add(3)
+    assert score(source, output, id_column="number").counts.images == 1
+    assert len(Tables(spark, output).rows("image_scores")) == 4
+
+
+@pytest.mark.parametrize(
+    ("operation", "mode", "expected"),
+    [
+        ("WRITE", "Append", True),
+        ("WRITE", "Overwrite", False),
+        *(
+            (name, "", True)
+            for name in ("COPY INTO", "OPTIMIZE", "UPGRADE PROTOCOL", "ROW TRACKING BACKFILL")
+        ),
+        *((name, "", False) for name in ("DELETE", "MERGE", "RESTORE", "CREATE OR REPLACE TABLE AS SELECT")),
+    ],
+)
+def test_a_commit_that_changes_no_row_is_known(operation: str, mode: str, *, expected: bool) -> None:
+    parameters = {"mode": mode}
+    assert only_adds(Row(version=1, operation=operation, operationParameters=parameters)) == expected
+    assert only_adds(Row(version=0, operation=operation, operationParameters=parameters))
+
+
 def test_a_delta_table_without_a_column_of_ids_is_refused(
     spark: SparkSession, run: Run, tmp_path: Path
 ) -> None:
@@ -403,15 +445,21 @@ def test_auto_loader_is_for_databricks(
     with pytest.raises(ConfigError, match=r"not a Databricks cluster.*--format files"):
         open_source(spark, options)
     monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "17.3")
-    source = open_source(spark, options)
+    given = {"cloudFiles.useManagedFileEvents": "true", "cloudFiles.maxBytesPerTrigger": "1g"}
+    source = open_source(spark, replace(options, reader_options=given))
     assert source.auto_loader_options(Limit(500)) == {  # type: ignore[attr-defined]
         "cloudFiles.format": "binaryFile",
         "cloudFiles.includeExistingFiles": "true",
         "cloudFiles.maxFilesPerTrigger": "500",
         "cloudFiles.allowOverwrites": "false",
+        "ignoreMissingFiles": "true",
         "recursiveFileLookup": "true",
         "pathGlobFilter": "*.jpg",
+        **given,
     }
+    for name in ("cloudfiles.FORMAT", "ignoreMissingFiles", "pathGlobFilter"):
+        with pytest.raises(ConfigError, match=f"source-option {name}: this job sets that option itself"):
+            open_source(spark, replace(options, reader_options={name: "false"}))
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["batch", "stream"])

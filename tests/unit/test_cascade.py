@@ -144,6 +144,8 @@ def test_what_is_no_band_is_a_config_error(text: str) -> None:
 def test_both_ends_of_a_band_are_in_it() -> None:
     band = Band.parse("0.25:0.75")
     assert [score in band for score in (0.25, 0.75, 0.2, 0.8, None)] == [True, True, False, False, False]
+    for low, high in ((0.7, 0.9), (0.3, 0.6)):  # as float32, which scores are, 0.7 is less, and 0.6 more
+        assert all(float(np.float32(score)) in Band.of(low, high) for score in (low, high))
 
 
 def test_other_heads_are_those_of_the_first_model() -> None:

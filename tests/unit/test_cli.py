@@ -66,6 +66,7 @@ def options_of(command: str) -> set[str]:
         (["--max-pixels", "999999999"], ["--max-pixels", "999999999"]),
         (["--device", "tpu"], ["--device", "tpu", "cuda"]),
         (["--format", "video"], ["--format", "video", "files"]),
+        (["--source-option", "a=b", "--source-option", "c"], ["--source-option", "NAME=VALUE", "'c'"]),
         (["--threshold"], ["--threshold"]),
     ],
 )

@@ -188,13 +188,13 @@ def test_the_first_line_is_the_command_with_that_file(name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_jars_are_those_of_a_local_session(name: str) -> None:
     pytest.importorskip("pyspark")
-    from nsfw_spark.spark import session
+    from nsfw_spark.spark import jars, session
 
     found = settings(name)
     needs_s3 = "s3a://" in (CONF / name).read_text(encoding="utf-8").splitlines()[0]
-    packages = [session.delta_package(), *(session.s3_packages() if needs_s3 else [])]
+    packages = [jars.delta_package(), *(jars.connector("s3a") if needs_s3 else [])]
     assert found["spark.jars.packages"].split(",") == packages
-    assert found["spark.jars.excludes"].split(",") == list(session.EXCLUDES)
+    assert found["spark.jars.excludes"].split(",") == list(jars.EXCLUDES)
     assert {key: found[key] for key in session._DELTA} == session._DELTA
 
 

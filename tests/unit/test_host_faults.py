@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -15,13 +16,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from safetensors.numpy import load_file, save_file
 
 import nsfw_spark
 from nsfw_spark.cards import load_card
 from nsfw_spark.errors import ConfigError, DeviceError, NsfwSparkError, WeightsError
-from nsfw_spark.host import HostedModel, HostSpec, Owner
+from nsfw_spark.host import HostedModel, HostSpec, HostUnavailableError, Owner
 from nsfw_spark.host.directory import HostDirectory
 from nsfw_spark.model import load_model
 from nsfw_spark.model_card import ModelCard
@@ -227,6 +229,48 @@ def test_a_model_that_takes_longer_to_load_than_a_hang_is_waited_for(
     with task.result(WAIT) as hosted:
         assert len(scores_of(hosted, batches_of(2))) == 32
     assert log_of(spec).count("loaded fake") == 1
+
+
+def test_a_model_whose_load_hangs_is_an_error_that_says_so(executor: FakeExecutor, tmp_path: Path) -> None:
+    slow = SlowWeights(tmp_path / "head.safetensors")
+    spec = executor.spec(slow.card(), load_seconds=1.0)
+    for task in waiting(executor, spec, 3):
+        error = task.exception(WAIT)
+        assert type(error) is DeviceError
+        assert "fake was not loaded on cpu within 1 s: a file system" in str(error)
+    until(executor.is_clean, ENDS_SECONDS)
+
+
+def test_a_host_that_may_open_no_more_files_goes_on_and_later_accepts_tasks(executor: FakeExecutor) -> None:
+    spec = executor.spec()
+    with HostedModel(spec) as hosted:
+        host = host_of(spec)
+        limits = host.rlimit(psutil.RLIMIT_NOFILE)
+        host.rlimit(psutil.RLIMIT_NOFILE, (3, limits[1]))
+        late = executor.threads.submit(HostedModel, spec)
+        until(lambda: "cannot accept a task now" in log_of(spec))
+        assert len(scores_of(hosted, batches_of(1))) == 16
+        host.rlimit(psutil.RLIMIT_NOFILE, limits)
+        with late.result(WAIT) as second:
+            assert len(scores_of(second, batches_of(2))) == 32
+    assert executor.hosts() == [host]
+
+
+def test_a_task_that_may_open_no_more_files_leaves_the_host_of_others_alone(
+    executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    spec = executor.spec()
+    with HostedModel(spec) as hosted:
+        host = host_of(spec)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_text", fail)
+            with pytest.raises(HostUnavailableError, match="Too many open files"):
+                HostedModel(spec)
+        assert len(scores_of(hosted, batches_of(2))) == 32
+    assert executor.hosts() == [host_of(spec)] == [host]
 
 
 def test_tasks_whose_host_is_killed_while_it_loads_get_their_model_from_the_next(

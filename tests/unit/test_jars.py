@@ -1,4 +1,4 @@
-"""The session: which jars a local Spark gets, and the error if it cannot get them; no Spark starts here."""
+"""Jars: which ones a local Spark gets, and the error if it cannot get them; no Spark starts here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 
 pyspark = pytest.importorskip("pyspark")
 
+from nsfw_spark import cli  # noqa: E402
 from nsfw_spark.errors import ConfigError  # noqa: E402 - after the check for pyspark
+from nsfw_spark.spark import jars as jars_module  # noqa: E402
 from nsfw_spark.spark import session  # noqa: E402
 
 DELTA = "io.delta:delta-spark_4.2_2.13:4.4.0"
@@ -22,13 +24,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SPARK_HOME", str(tmp_path / "spark"))
     monkeypatch.delenv("SPARK_CONF_DIR", raising=False)
-    monkeypatch.setattr(session, "_SPARK", "4.2")
+    monkeypatch.setattr(jars_module, "_SPARK", "4.2")
     (tmp_path / "spark" / "conf").mkdir(parents=True)
     return tmp_path
 
 
 def jars(*locations: str | None) -> dict[str, str]:
-    found = session._jar_settings(locations)
+    found = jars_module.jar_settings(locations)
     assert "software.amazon.awssdk:bundle" in found.pop("spark.jars.excludes").split(",")
     return found
 
@@ -56,7 +58,7 @@ def test_delta_lake_has_the_version_that_was_tried_whatever_python_has(
 ) -> None:
     monkeypatch.setattr("importlib_metadata.version", lambda _: "4.4.1")
     assert jars("/photos", None) == {"spark.jars.packages": DELTA}
-    monkeypatch.setattr(session, "_SPARK", "4.9")
+    monkeypatch.setattr(jars_module, "_SPARK", "4.9")
     monkeypatch.setattr(pyspark, "__version__", "4.9.0")
     assert jars(S3) == {"spark.jars.packages": "io.delta:delta-spark_4.9_2.13:4.4.1"}
 
@@ -108,7 +110,32 @@ def test_without_its_jars_spark_says_which_and_what_to_do(monkeypatch: pytest.Mo
         raise pyspark.errors.PySparkRuntimeError(errorClass="JAVA_GATEWAY_EXITED", messageParameters={})
 
     monkeypatch.setattr(session.SparkSession.Builder, "getOrCreate", fail)
-    monkeypatch.setattr(session, "_check_java", lambda: None)
+    monkeypatch.setattr(session, "check_java", lambda: None)
     monkeypatch.setenv("PYSPARK_PYTHON", "python3")
-    with pytest.raises(ConfigError, match=rf"Maven for {DELTA}.*proxyHost.*spark\.jars /DIRECTORY"):
+    with pytest.raises(ConfigError, match=rf"Maven for {DELTA}.*proxyHost.*jars DIR.*spark\.jars /DIR"):
         session._local_session([])
+
+
+def test_jars_are_downloaded_only_into_a_new_directory(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "old.jar").touch()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["jars", str(home), "--s3"])
+    assert ended.value.code == 2
+    assert "is not empty; expected a new directory" in capsys.readouterr().err
+
+
+def test_jars_of_a_store_are_those_that_have_run_with_this_spark(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jars_module, "_SPARK", "4.9")
+    with pytest.raises(ConfigError, match=r"no versions of a connector for s3a:// are known.*Spark 4\.2"):
+        jars_module.fetch_jars(home / "new", ["s3a"])
+
+
+def test_a_store_without_a_connector_is_told_of_with_its_jars() -> None:
+    said = str(jars_module.no_connector("s3a", S3))
+    assert "--packages org.apache.hadoop:hadoop-aws:3.5.0,software.amazon.awssdk:s3:2.57.8" in said
+    assert "nsfw-spark jars DIR --s3" in said
+    assert "--packages" not in str(jars_module.no_connector("oss", "oss://bucket"))

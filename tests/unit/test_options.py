@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.options import GROUPS, JobKeywords, JobOptions, ScoreKeywords, ScoreOptions, job_options
-from nsfw_spark.uris import absolute_uri, in_sql, is_schema
+from nsfw_spark.uris import absolute_uri, in_sql, is_listed_in, is_schema
 
 
 @pytest.fixture
@@ -164,6 +164,7 @@ INSIDE = [
     ("/data/_photos", "/data/_photos/out"),
     ("s3://bucket/photos", "s3a://bucket/photos/out"),
     ("s3a://bucket", "s3n://bucket/out"),
+    ("dbfs:/Volumes/main/photos", "/Volumes/main/photos/out"),
 ]
 OUTSIDE = [
     ("photos", "photos-out"),
@@ -175,6 +176,7 @@ OUTSIDE = [
     ("main.images", "main.safety"),
     ("photos", "photos/_scores"),
     ("s3a://bucket/photos", "s3a://bucket/photos/a/.scores/b"),
+    ("dbfs:/photos", "/photos/out"),
 ]
 
 
@@ -187,6 +189,16 @@ def test_what_is_written_must_not_lie_where_images_are_listed(images: str, outpu
     with pytest.raises(ConfigError, match=r"lies in the input"):
         job_options({"input": images, "output": output, "glob": "*"})
     job_options({"input": images, "output": output, "format": "webdataset"})
+
+
+def test_links_are_compared_as_written_and_followed(tmp_path: Path) -> None:
+    for name in ("photos", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("photos")
+    (tmp_path / "photos/out").symlink_to(tmp_path / "elsewhere")
+    assert is_listed_in(f"file:{tmp_path}/photos/a", f"{tmp_path}/link")
+    assert is_listed_in(str(tmp_path / "photos/out"), str(tmp_path / "photos"))
+    assert not is_listed_in(str(tmp_path / "elsewhere"), str(tmp_path / "link"))
 
 
 @pytest.mark.parametrize(("images", "output"), OUTSIDE)
@@ -246,3 +258,27 @@ def test_a_tilde_is_the_home_directory_in_a_file_too(
     config = tmp_path / "job.yaml"
     config.write_text(f"output: out\n{option}: ~/weights\n", encoding="utf-8")
     assert getattr(job_options({}, config), option) == tmp_path / "home" / "weights"
+
+
+def test_options_of_auto_loader_are_pairs_or_a_mapping(tmp_path: Path) -> None:
+    given = {"output": "out", "format": "cloudfiles"}
+    pairs = ["cloudFiles.useNotifications=true", "cloudFiles.queueUrl=https://queue/?a=b"]
+    expected = {"cloudFiles.useNotifications": "true", "cloudFiles.queueUrl": "https://queue/?a=b"}
+    assert job_options({**given, "source_option": pairs}).source_option == expected
+    config = tmp_path / "job.yaml"
+    config.write_text("source_option:\n  cloudFiles.useNotifications: true\n", encoding="utf-8")
+    assert job_options(given, config).source_option == {"cloudFiles.useNotifications": "true"}
+
+
+@pytest.mark.parametrize(
+    ("value", "format_", "problem"),
+    [
+        (["a=b"], "files", r"source_option a and format files; expected format cloudfiles"),
+        (["a=b"], "auto", r"source_option a and format auto; expected format cloudfiles"),
+        (["cloudFiles.useNotifications"], "cloudfiles", r"--source-option: expected NAME=VALUE"),
+        ("a", "cloudfiles", r"--source-option: "),
+    ],
+)
+def test_other_options_of_a_source_are_refused(value: Any, format_: str, problem: str) -> None:  # noqa: ANN401
+    with pytest.raises(ConfigError, match=problem):
+        job_options({"output": "out", "format": format_, "source_option": value})

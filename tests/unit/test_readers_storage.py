@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
 from nsfw_spark.errors import ConfigError, ImageError
 from nsfw_spark.readers.storage import HADOOP_PREFIXES, Storage
+from tests.s3 import S3Server
 
 ODD_NAMES = ["a b", "a%20b", "100%", "a#b", "a+b", "a?b", "a&b=c", "日本 é", "a:b", "a\\b", "~"]
 SECRETS = {"fs.s3a.access.key": "THE-KEY", "fs.s3a.secret.key": "THE-SECRET"}
@@ -297,21 +297,9 @@ def test_a_file_system_is_made_once_for_each_bucket_and_its_settings() -> None:
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Storage]:
     """Storage of an S3 server with one bucket, `bucket`."""
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {"access_key": "THE-KEY", "secret_key": "THE-SECRET", "scheme": "http"}
-    client = fs.S3FileSystem(endpoint_override=f"{host}:{port}", allow_bucket_creation=True, **options)
-    client.create_dir("bucket")
-    yield Storage(
-        {
-            **SECRETS,
-            "fs.s3a.endpoint": f"http://{host}:{port}",
-            "fs.s3a.endpoint.region": "us-east-1",
-            "fs.s3a.path.style.access": "true",
-        }
-    )
-    server.stop()
+    with S3Server() as server:
+        server.put("s3a://bucket", {})
+        yield Storage(server.settings)
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)

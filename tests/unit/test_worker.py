@@ -105,6 +105,16 @@ def test_a_strict_scorer_is_strict_and_has_a_fingerprint_of_its_own() -> None:
         pass
 
 
+def test_where_no_model_host_can_start_a_gpu_is_not_filled_with_models(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    spec = ScorerSpec((replace(MODEL, device="cuda"),))
+    for _ in range(2):  # the next task of this Python worker too
+        with pytest.raises(DeviceError, match=r"no model host can be .* the GPU \(cuda:0\).*--host off"):
+            task_scorer(spec, "").__enter__()
+
+
 # The last test here: from then on this process does without hosts, as a Python worker would.
 def test_where_no_child_process_can_start_the_model_is_loaded_here_and_it_is_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -8,7 +8,7 @@ and `delta` one in each row. `embeddings` has vectors that another program compu
 from __future__ import annotations
 
 from nsfw_spark.spark.sources.files import ImageFiles, ListedFiles, is_below
-from nsfw_spark.spark.sources.open import open_source
+from nsfw_spark.spark.sources.open import check_opened, open_source
 from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions, check_ids
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Source",
     "SourceOptions",
     "check_ids",
+    "check_opened",
     "is_below",
     "open_source",
 ]

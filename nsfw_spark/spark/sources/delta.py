@@ -6,6 +6,7 @@ are current; `readers.files` and `readers.vectors` take the images or embeddings
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Final
 
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -30,6 +31,7 @@ from nsfw_spark.spark.tables import only_adds
 from nsfw_spark.uris import absolute_uri
 
 _COMMITS_AT_ONCE: Final = 1_000
+_OF_COLUMNS: Final = ("DROP COLUMNS", "RENAME COLUMN")
 
 
 class DeltaRows(Source):
@@ -84,11 +86,16 @@ class DeltaRows(Source):
         """Return all ids: see `Source.ids`."""
         return self._table().select(self._image_id)
 
-    def left_over(self, scores: DataFrame) -> DataFrame | None:
+    def is_cut_off(self, error: str) -> bool:
+        """Whether Delta has deleted commits from the log before the stream saw them: see `Source`."""
+        return "LOG_FILE_NOT_FOUND_FOR_STREAMING_SOURCE" in error or "failOnDataLoss" in error
+
+    def left_over(self, scores: DataFrame, *, is_cut_off: bool) -> DataFrame | None:
         """List the rows whose image_id is not in `scores`, if a commit changed or deleted rows."""
         name = self.uri if self._is_named else f"delta.{quoted(self.uri)}"
-        history = self.spark.sql(f"DESCRIBE HISTORY {name}").select("operation", "operationParameters")
-        if all(all(map(only_adds, commits)) for commits in in_lists(history, _COMMITS_AT_ONCE)):
+        log = self.spark.sql(f"DESCRIBE HISTORY {name}").select("version", "operation", "operationParameters")
+        commits = chain.from_iterable(in_lists(log, _COMMITS_AT_ONCE))
+        if not is_cut_off and all(only_adds(commit) or commit.operation in _OF_COLUMNS for commit in commits):
             return None
         return self.batch().join(scores.select("image_id"), "image_id", "left_anti")
 

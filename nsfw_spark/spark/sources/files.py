@@ -6,25 +6,24 @@ long as nobody selects its column `content`, so a listed file may be of any size
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable
 from itertools import islice
-from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, LongType, StringType, StructField, StructType, TimestampType
 
-from nsfw_spark.errors import ConfigError, ImageError, InputError
+from nsfw_spark.errors import ImageError, InputError
 from nsfw_spark.readers.chunk import MOST_BYTES
 from nsfw_spark.readers.files import ContentReader, FileReader
 from nsfw_spark.readers.storage import OPENED_ANYWHERE
-from nsfw_spark.spark.hadoop import file_system, literally, local_path, name_matcher
+from nsfw_spark.spark.hadoop import file_system, files_below, literally, name_matcher
 from nsfw_spark.spark.schema import IMAGE_ID, MODIFICATION_TIME
 from nsfw_spark.spark.sources.source import Limit, Source, SourceOptions
-from nsfw_spark.uris import HIDDEN, absolute_uri
+from nsfw_spark.uris import absolute_uri
 
 LISTED: Final = ("path", "modificationTime", "length")
 """Columns of a listing; a reader opens `path`."""
@@ -40,6 +39,9 @@ _BINARY_FILE: Final = StructType(
 )
 _LISTED_SCHEMA: Final = StructType([_BINARY_FILE[name] for name in LISTED])
 _FILES_TRIED: Final = 10  # for the schema, while the files before are damaged
+_LAST_LETTER: Final = re.compile(r"([A-Za-z0-9])([^A-Za-z0-9]*)$")
+_WITHOUT_DIRECTORIES: Final = ("s3:", "s3a:", "s3n:", "gs:", "abfs:", "abfss:")
+"""Stores in which a directory without files does not exist."""
 
 
 class ListedFiles(Source):
@@ -54,19 +56,23 @@ class ListedFiles(Source):
     """Suffixes of the files, in any case; empty means any name."""
     bytes_per_image: int | None = None
     """Estimate; None if a file is one image."""
+    is_read_by_spark: bool = False
+    """Whether Spark reads the files, because Python has no client for their file system."""
 
     def __init__(self, spark: SparkSession, options: SourceOptions) -> None:
         self.spark = spark
         self.max_bytes = min(options.max_bytes, MOST_BYTES)
-        self._glob = options.glob or (_ending_in(self.suffixes) if self.suffixes else None)
-        self.uri = self._full_uri(options.uri)
-        if next(files_below(spark, self.uri, self._glob), None) is None:
+        self.glob = options.glob or (_ending_in(self.suffixes) if self.suffixes else None)
+        self.uri = self._full_uri(options)
+        if self.lack is None and next(files_below(spark, self.uri, self.glob), None) is None:
             ending = f" that ends in .{', .'.join(self.suffixes)}" if self.suffixes else ""
-            raise InputError(
+            self.lack = (
                 f"input {options.uri} holds no file"
                 f"{f' that matches {options.glob}' if options.glob else ending}; expected a directory with "
                 f"{self.holds}"
             )
+            if not options.may_be_empty:
+                raise InputError(self.lack)
 
     def stream(self, limit: Limit) -> DataFrame:
         """List new files: see `Source.stream`."""
@@ -76,26 +82,31 @@ class ListedFiles(Source):
         """List all files: see `Source.batch`."""
         return self.prepared(self.files())
 
-    def listing(self) -> DataFrame:
-        """List all files as `path`, `modificationTime` and `length`, without opening one."""
-        return self.files().select(*LISTED)
+    def listing(self, *, is_whole: bool = False) -> DataFrame:
+        """List files without opening one; skip those that are gone, and unless `is_whole` refused ones."""
+        skips = {"ignoreMissingFiles": "true", "ignoreCorruptFiles": str(not is_whole).lower()}
+        return (self.files() if self.lack else self._load(self.uri, **skips)).select(*LISTED)
 
     def listed_again(self, files: list[Row]) -> DataFrame:
         """Return the reader's input for some files of a listing."""
         return self.prepared(self.spark.createDataFrame(files, _LISTED_SCHEMA))
 
-    def rows_of(self, scores: DataFrame) -> DataFrame:
+    def rows_of(self, scores: DataFrame, directory: str | None = None) -> DataFrame:
         """Return the rows of image_scores that this source could have made, with their file as `file`.
 
-        Rows of files that another format or `--glob` reads below the same directory are not among them.
+        Rows of files that another format or `--glob` reads below the same directory are not among them. With
+        another directory, return the rows that this source would make there.
         """
-        file = F.col(str(self.file_column))
-        rows = scores.filter(is_below(file, self.uri)).withColumn("file", file)
-        if self.file_column == "image_id" and "source_file" in scores.columns:
+        name = self.file_column or "image_id"
+        if name not in scores.columns:
+            return scores.withColumn("file", F.col("image_id")).limit(0)
+        file = F.col(name)
+        rows = scores.filter(is_below(file, directory or self.uri)).withColumn("file", file)
+        if name == "image_id" and "source_file" in scores.columns:
             rows = rows.filter(F.col("source_file").isNull())
-        if self._glob is None:
+        if self.glob is None:
             return rows
-        pattern = name_matcher(self.spark, self._glob).compiled().pattern()
+        pattern = name_matcher(self.spark, self.glob).compiled().pattern()
         return rows.filter(F.substring_index("file", "/", -1).rlike(pattern))
 
     def prepared(self, files: DataFrame) -> DataFrame:
@@ -105,7 +116,7 @@ class ListedFiles(Source):
     def files(self, limit: Limit | None = None) -> DataFrame:
         """Return binaryFile's columns of all files, or with a limit of new files, as a stream."""
         if limit is None:
-            return self._load(self.uri)
+            return self.spark.createDataFrame([], _BINARY_FILE) if self.lack else self._load(self.uri)
         reader = (
             self.spark.readStream.format("binaryFile")
             .schema(_BINARY_FILE)
@@ -116,7 +127,10 @@ class ListedFiles(Source):
             # A file that is deleted after it was listed would fail its micro-batch again and again.
             .option("ignoreMissingFiles", "true")
         )
-        return reader.load(literally(self.uri))
+        pattern = literally(self.uri)
+        if self.lack:  # Spark checks that a path exists, but not a pattern
+            pattern = _LAST_LETTER.sub(r"[\1]\2", pattern)
+        return reader.load(pattern)
 
     def learn(self, read: Callable[[str], StructType]) -> StructType:
         """Return the schema that `read` finds in the first undamaged file.
@@ -125,7 +139,7 @@ class ListedFiles(Source):
             InputError: The first ten files are damaged.
         """
         problems = []
-        for uri in islice(files_below(self.spark, self.uri, self._glob), _FILES_TRIED):
+        for uri in islice(files_below(self.spark, self.uri, self.glob), _FILES_TRIED):
             try:
                 return read(uri)
             except ImageError as error:
@@ -135,13 +149,17 @@ class ListedFiles(Source):
             f"one. The first: {problems[0]}"
         )
 
-    def _full_uri(self, uri: str) -> str:
+    def _full_uri(self, options: SourceOptions) -> str:
+        uri = absolute_uri(options.uri)
         try:
-            files, path = file_system(self.spark, absolute_uri(uri))
+            files, path = file_system(self.spark, uri)
             files.getFileStatus(path)
         except Py4JJavaError as error:
             reason = str(error.java_exception.getMessage()).splitlines()[0]
-            raise InputError(f"input {uri} cannot be read: {reason}. Expected a directory") from None
+            self.lack = f"input {options.uri} cannot be read: {reason}. Expected a directory"
+            is_absent = error.java_exception.getClass().getSimpleName() == "FileNotFoundException"
+            if not (is_absent and options.may_be_empty and uri.startswith(_WITHOUT_DIRECTORIES)):
+                raise InputError(self.lack) from None
         return str(path.toString())
 
     def _load(self, *uris: str, **options: str) -> DataFrame:
@@ -156,7 +174,7 @@ class ListedFiles(Source):
         return {"maxBytesPerTrigger": str(limit.num_images * self.bytes_per_image)}
 
     def _file_options(self) -> dict[str, str]:
-        glob = {} if self._glob is None else {"pathGlobFilter": self._glob}
+        glob = {} if self.glob is None else {"pathGlobFilter": self.glob}
         return {"recursiveFileLookup": "true", **glob}
 
 
@@ -172,10 +190,10 @@ class ImageFiles(ListedFiles):
         super().__init__(spark, options)
         options.check_named(self.columns.names)
         scheme = self.uri.partition(":")[0]
-        self._is_read_by_spark = scheme not in OPENED_ANYWHERE
+        self.is_read_by_spark = scheme not in OPENED_ANYWHERE
         storage = None if scheme == "file" else self.storage()
         reader = FileReader(storage, self.max_bytes)
-        self.reader = ContentReader(self.max_bytes) if self._is_read_by_spark else reader
+        self.reader = ContentReader(self.max_bytes) if self.is_read_by_spark else reader
 
     def images(self, limit: Limit | None = None) -> DataFrame:
         """Return binaryFile's columns and `image_id`: see `Source.images`."""
@@ -187,13 +205,13 @@ class ImageFiles(ListedFiles):
         Spark reads a file whole, and a file beyond 2 GiB fails its task. So too long files are skipped before
         Spark opens them.
         """
-        if not self._is_read_by_spark:
+        if not self.is_read_by_spark:
             return files.select(*LISTED)
         return _as_images(files.filter(F.col("length") <= self.max_bytes))
 
     def listed_again(self, files: list[Row]) -> DataFrame:
         """Return the reader's input for some files: see `ListedFiles.listed_again`."""
-        if not self._is_read_by_spark:
+        if not self.is_read_by_spark:
             return super().listed_again(files)
         # A file that Spark cannot read, or that is too long to be read, keeps its row without bytes.
         paths = [file.path for file in files if file.length <= self.max_bytes]
@@ -210,84 +228,9 @@ def _as_images(files: DataFrame) -> DataFrame:
     return files.select(F.col("path").alias("image_id"), modified, "length", "content")
 
 
-class AutoLoaderFiles(ImageFiles):
-    """Like `files`, listed by Databricks' Auto Loader.
-
-    Only Databricks can read its log of listed files. So empty or vanished files, which it skips, get no row.
-    """
-
-    file_column = None
-
-    def __init__(self, spark: SparkSession, options: SourceOptions) -> None:
-        if "DATABRICKS_RUNTIME_VERSION" not in os.environ:
-            raise ConfigError(
-                "--format cloudfiles is Databricks' Auto Loader, and this is not a Databricks cluster (there "
-                "is no DATABRICKS_RUNTIME_VERSION); expected --format files, which lists the directory itself"
-            )
-        super().__init__(spark, options)
-
-    def stream(self, limit: Limit) -> DataFrame:
-        """List new files: see `Source.stream`."""
-        reader = self.spark.readStream.format("cloudFiles").options(**self.auto_loader_options(limit))
-        return self.prepared(reader.load(literally(self.uri)))
-
-    def auto_loader_options(self, limit: Limit) -> dict[str, str]:
-        """Return the options of Auto Loader, which knows the schema of binaryFile.
-
-        Source:
-            docs.databricks.com, "Auto Loader options" (2026).
-        """
-        return {
-            "cloudFiles.format": "binaryFile",
-            "cloudFiles.includeExistingFiles": "true",
-            "cloudFiles.maxFilesPerTrigger": str(limit.num_files or limit.num_images),
-            # As with `files`, a changed file keeps its score.
-            "cloudFiles.allowOverwrites": "false",
-            **self._file_options(),
-        }
-
-
 def is_below(file: Column, directory: str) -> Column:
     """Whether a file is a directory's, or the file of that name; a bucket's root ends in a slash."""
     return file.startswith(f"{directory.rstrip('/')}/") | (file == directory)
-
-
-def files_below(spark: SparkSession, uri: str, glob: str | None = None) -> Iterator[str]:
-    """Yield the URIs of the files that Spark would list, as they are found."""
-    files, path = file_system(spark, uri)
-    matcher = None if glob is None else name_matcher(spark, glob)
-    if files.getFileStatus(path).isFile():
-        found: Iterator[tuple[str, str]] = iter([(path.getName(), str(path.toString()))])
-    else:
-        local = local_path(spark, uri)
-        found = _below(files, path) if local is None else _below_local(local)
-    yield from (file for name, file in found if matcher is None or matcher.matches(name))
-
-
-def _below(files: Any, directory: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 - Java objects
-    """Yield name and URI of all files below a directory."""
-    found = files.listStatusIterator(directory)
-    while found.hasNext():
-        status = found.next()
-        path, name = status.getPath(), status.getPath().getName()
-        if name.startswith(HIDDEN):
-            continue
-        if status.isDirectory():
-            yield from _below(files, path)
-        else:
-            yield name, str(path.toString())
-
-
-def _below_local(directory: Path) -> Iterator[tuple[str, str]]:
-    """Like `_below`, with os.scandir: Hadoop stats a whole directory before it yields a file."""
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.name.startswith(HIDDEN):
-                continue
-            if entry.is_dir():
-                yield from _below_local(Path(entry.path))
-            else:
-                yield entry.name, f"file:{entry.path}"
 
 
 def _ending_in(suffixes: Iterable[str]) -> str:

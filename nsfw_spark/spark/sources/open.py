@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Final
 
+import pyarrow as pa
 from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from nsfw_spark.errors import InputError
 from nsfw_spark.readers.webdataset import IMAGE_EXTENSIONS
-from nsfw_spark.spark.hadoop import exists
+from nsfw_spark.spark.hadoop import exists, files_below
+from nsfw_spark.spark.progress import from_executor
+from nsfw_spark.spark.sources.auto_loader import AutoLoaderFiles
 from nsfw_spark.spark.sources.delta import DeltaRows, is_table_name
-from nsfw_spark.spark.sources.files import AutoLoaderFiles, ImageFiles, files_below
+from nsfw_spark.spark.sources.files import ImageFiles, ListedFiles
 from nsfw_spark.spark.sources.parquet import NpyFiles, ParquetFiles
 from nsfw_spark.spark.sources.source import Source, SourceOptions
 from nsfw_spark.spark.sources.webdataset import Tars
@@ -30,6 +34,7 @@ _SOURCES: Final[Mapping[str, Callable[[SparkSession, SourceOptions], Source]]] =
 _WITH_VECTORS: Final = ("npy", "parquet", "delta")
 
 _NAMES_SEEN: Final = 1_000
+_FILES_TRIED: Final = 10
 _SUFFIXES: Final = {
     "webdataset": Tars.suffixes,
     "npy": NpyFiles.suffixes,
@@ -59,6 +64,40 @@ def open_source(spark: SparkSession, options: SourceOptions) -> Source:
     if format_ in ("files", "parquet") and _is_delta(spark, options.uri):
         raise InputError(f"input {options.uri} is a Delta table, not a directory of files: --format delta")
     return _SOURCES[format_](spark, options)
+
+
+def check_opened(source: Source) -> None:
+    """Make sure that an executor can open a file of a source, as the readers open it.
+
+    The driver lists files with Hadoop's client. The readers have pyarrow's, on other machines, perhaps with
+    another identity: if they can open nothing, all files would be marked as seen without a score.
+
+    Raises:
+        ConfigError: The credentials in Spark's settings cannot be used.
+        InputError: None of ten files can be opened.
+    """
+    if not isinstance(source, ListedFiles) or source.is_read_by_spark or source.lack:
+        return
+    found = list(islice(files_below(source.spark, source.uri, source.glob), _NAMES_SEEN))
+    files, storage = found[:: max(1, len(found) // _FILES_TRIED)], source.storage()
+
+    def open_one(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for _ in batches:
+            problems: list[str | None] = []
+            while len(problems) < len(files) and None not in problems:
+                problems.append(storage.problem(files[len(problems)]))
+            yield pa.RecordBatch.from_arrays([pa.array(problems, pa.string())], ["problem"])
+
+    try:
+        rows = source.spark.range(0, 1, 1, 1).mapInArrow(open_one, "problem string").collect()
+    except PySparkException as error:
+        raise from_executor(error) from error
+    if files and rows[-1].problem is not None:
+        raise InputError(
+            f"input {source.uri}: Spark lists files, but an executor can open none of {len(rows)} that it "
+            f"tried. The first, {files[0]}: {rows[0].problem}. Expected the same paths and rights on all "
+            "executors as on the driver (docs/stores.md). No file is marked as seen"
+        )
 
 
 def _detect_format(spark: SparkSession, options: SourceOptions) -> str:

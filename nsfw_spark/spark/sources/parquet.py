@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import pyarrow as pa
@@ -35,6 +36,7 @@ from nsfw_spark.spark.sources.source import FILE_COLUMNS, IMAGE_BYTES, VECTOR_BY
 from nsfw_spark.uris import absolute_uri
 
 _TASKS_PER_SLOT: Final = 3
+_NONE: Final = TableColumns(None, None, {})  # of a directory without files
 
 
 class ListedParts(ListedFiles):
@@ -83,8 +85,8 @@ class ParquetFiles(ListedParts):
         self.bytes_per_image = VECTOR_BYTES if self.has_vectors else IMAGE_BYTES
         super().__init__(spark, options)
         storage = self.storage()
-        schema = self.learn(lambda uri: parquet_schema(storage, uri))
-        columns = self.take(content_columns(schema, options))
+        found = _NONE if self.lack else content_columns(self.learn(partial(parquet_schema, storage)), options)
+        columns = self.take(found)
         if self.has_vectors:
             self.reader = ParquetVectorReader(storage, options.dimension, columns)
         else:
@@ -104,8 +106,10 @@ class NpyFiles(ListedParts):
         images = f"{absolute_uri(options.uri).rstrip('/')}/{IMAGE_FOLDER}"
         super().__init__(spark, replace(options, uri=images) if exists(spark, images) else options)
         storage = self.storage()
-        schema = self.learn(lambda uri: _schema_beside(storage, uri))
-        columns = self.take(metadata_columns(schema, options))
+        found = (
+            _NONE if self.lack else metadata_columns(self.learn(partial(_schema_beside, storage)), options)
+        )
+        columns = self.take(found)
         self.reader = NpyReader(storage, options.dimension, columns)
 
     def ids_uri(self) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, cast
 
 import pyarrow as pa
@@ -48,6 +48,10 @@ class SourceOptions:
     """Longer images are not read."""
     embedding_dim: int | None = None
     """D, the numbers in an embedding of the model."""
+    may_be_empty: bool = False
+    """Whether a directory without files is no error, but `Source.lack`."""
+    reader_options: Mapping[str, str] = field(default_factory=dict)
+    """Options of Auto Loader."""
     taken: tuple[str, ...] = ()
     """Columns that this model adds to image_scores; a carried column of such a name is renamed."""
 
@@ -107,6 +111,7 @@ class Source(ABC):
         has_image_files: Whether each listed file is one image, and its URI the image_id.
         file_column: Column of image_scores with the listed file of a row; None if Spark lists no files.
         max_bytes: Longest file that Spark itself reads.
+        lack: Why there is nothing to list now, as a message; None if there are files or rows.
     """
 
     spark: SparkSession
@@ -117,6 +122,7 @@ class Source(ABC):
     has_image_files: bool = False
     file_column: str | None = None
     max_bytes: int = MOST_BYTES
+    lack: str | None = None
 
     @abstractmethod
     def stream(self, limit: Limit) -> DataFrame:
@@ -130,7 +136,11 @@ class Source(ABC):
         """Return all ids as one column `image_id`; None if an image_id is the place of its image."""
         return None
 
-    def left_over(self, scores: DataFrame) -> DataFrame | None:  # noqa: ARG002 - most streams skip nothing
+    def is_cut_off(self, error: str) -> bool:  # noqa: ARG002 - most streams never are
+        """Whether an error says that the stream can never go on: what it has not seen is in no log."""
+        return False
+
+    def left_over(self, scores: DataFrame, *, is_cut_off: bool) -> DataFrame | None:  # noqa: ARG002 - see above
         """List the rows that the stream skipped and that are not in `scores`; None if it skips none."""
         return None
 

@@ -136,7 +136,7 @@ def check_readable(output: Output) -> None:
         TableError: Some logs are damaged; it names all of them.
     """
     tables = (IMAGE_SCORES, *FILTERED, RUNS)
-    if problems := [problem for problem in at_once(partial(_problem, output), tables) if problem]:
+    if problems := [problem for problem in at_once(output, partial(_problem, output), tables) if problem]:
         raise TableError(". ".join(problems))
 
 

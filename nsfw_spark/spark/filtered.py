@@ -115,7 +115,7 @@ def update_filtered(output: Output, policy: Policy, contents: Contents | None = 
     snapshot = output.table(IMAGE_SCORES, now.image_scores_version)
     # Files of new rows may be gone, see `_append`; with this setting Spark would not say so.
     passes_over = output.spark.conf.get("spark.sql.files.ignoreMissingFiles") == "true"
-    last = dict(zip(FILTERED, at_once(partial(_last_commit, output), FILTERED), strict=True))
+    last = dict(zip(FILTERED, at_once(output, partial(_last_commit, output), FILTERED), strict=True))
 
     def rows(table: str, scores: DataFrame) -> DataFrame:
         kept = scores.filter(_conditions(policy)[table])
@@ -131,7 +131,9 @@ def update_filtered(output: Output, policy: Policy, contents: Contents | None = 
         writer = output.writer(table, added)
         return _append(writer.options(**options, mergeSchema="true"))
 
-    replaced = [table for table, done in zip(FILTERED, at_once(append, FILTERED), strict=True) if not done]
+    replaced = [
+        table for table, done in zip(FILTERED, at_once(output, append, FILTERED), strict=True) if not done
+    ]
     gathers = replaced and contents is None  # with images, the rows are spread well already
     gathered = _gathered(snapshot, policy, detail.sizeInBytes) if gathers else set()
 
@@ -140,7 +142,7 @@ def update_filtered(output: Output, policy: Policy, contents: Contents | None = 
         with suppress(*CONFLICTS):  # see below
             replace_table(output, table, rows(table, snapshot), _table_properties(output, policy), **options)
 
-    at_once(replace_all, replaced)
+    at_once(output, replace_all, replaced)
     changed = [table for table in FILTERED if table in replaced or last[table].state != now]
     if overtaken := [table for table in changed if filter_state(output, table) != now]:
         names = " and ".join(overtaken)
@@ -238,7 +240,7 @@ def _classes(scores: DataFrame) -> list[str] | None:
 def _report_missing(output: Output, contents: Contents) -> None:
     """Report images without bytes; Delta's statistics count them without reading the others."""
     is_missing = F.col("content").isNull()
-    missing = at_once(lambda table: output.table(table).filter(is_missing).count(), FILTERED)
+    missing = at_once(output, lambda table: output.table(table).filter(is_missing).count(), FILTERED)
     if any(missing):
         tables = ", ".join(f"{number:,} of {table}" for number, table in zip(missing, FILTERED, strict=True))
         sys.stderr.write(

@@ -143,7 +143,7 @@ def count_run(output: Output, run_id: str, policy: Policy | None, timings: Timin
 def count_tables(output: Output) -> dict[str, int]:
     """Count the rows of each table that exists; Delta's log has the numbers, no data is read."""
     names = [name for name in (IMAGE_SCORES, *FILTERED) if output.exists(name)]
-    return dict(zip(names, at_once(lambda name: output.table(name).count(), names), strict=True))
+    return dict(zip(names, at_once(output, lambda name: output.table(name).count(), names), strict=True))
 
 
 def _interrupt(

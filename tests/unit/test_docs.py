@@ -146,4 +146,4 @@ def test_the_one_hour_path_is_an_hour_long() -> None:
     files = re.findall(r"^\d+\. `(nsfw_spark/[\w/.]+\.py)`", path, re.MULTILINE)
     lines = sum(len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in files)
     assert 20 <= len(files) <= 26
-    assert lines <= 4_300, lines
+    assert lines <= 4_350, lines

@@ -15,13 +15,23 @@ HIDDEN: Final = ("_", ".")
 
 def is_schema(output: str) -> bool:
     """Whether an output is a catalog schema such as `main.safety`; `./main.safety` is a path."""
-    parts = output.replace("-", "_").split(".")  # Unity Catalog allows hyphens in names
-    return len(parts) == 2 and all(part.isidentifier() for part in parts)  # noqa: PLR2004
+    return _num_parts(output) == 2  # noqa: PLR2004
 
 
-def in_sql(schema: str) -> str:
-    """Return a schema's name for SQL: a part with a hyphen needs back-quotes."""
-    return ".".join(part if part.isidentifier() else f"`{part}`" for part in schema.split("."))
+def may_be_table(uri: str) -> bool:
+    """Whether an input may be a table of a catalog: `schema.table` or `catalog.schema.table`."""
+    return _num_parts(uri) in (2, 3)
+
+
+def _num_parts(name: str) -> int:
+    """Return the number of a name's parts; 0 if it is no name."""
+    parts = name.replace("-", "_").split(".")  # Unity Catalog allows hyphens in names
+    return len(parts) if all(map(str.isidentifier, parts)) else 0
+
+
+def in_sql(name: str) -> str:
+    """Return a schema's or table's name for SQL: a part with a hyphen needs back-quotes."""
+    return ".".join(part if part.isidentifier() else f"`{part}`" for part in name.split("."))
 
 
 def credentials_problem(uri: str) -> str | None:

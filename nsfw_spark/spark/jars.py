@@ -66,11 +66,8 @@ def connector(scheme: str) -> list[str]:
 
 def jar_settings(locations: Sequence[str | None]) -> dict[str, str]:
     """Return the settings that bring Delta Lake's jars and stores', beside those that Spark's user names."""
-    home = _spark_home()
-    defaults = Path(os.environ.get("SPARK_CONF_DIR") or f"{home}/conf", "spark-defaults.conf")
-    text = defaults.read_text(encoding="utf-8") if defaults.is_file() else ""
-    named = dict(re.findall(r"^[ \t]*(spark\.jars(?:\.\w+)?)[ \t=:]+(\S+)", text, re.MULTILINE))
-    patterns = [*named.get("spark.jars", "").split(","), f"{home}/jars/*.jar"]
+    named = defaults()
+    patterns = [*named.get("spark.jars", "").split(","), f"{_spark_home()}/jars/*.jar"]
     files = [file for each in patterns for file in (each, *glob(each.removeprefix("file:")))]  # noqa: PTH207
     there = " ".join([named.get(PACKAGES, ""), *(Path(file).name for file in files)])
     jars: list[str] = [] if "delta-spark" in there else downloaded_jars()
@@ -81,6 +78,18 @@ def jar_settings(locations: Sequence[str | None]) -> dict[str, str]:
             packages += connector(scheme)
     added = {"spark.jars": jars, PACKAGES: packages, "spark.jars.excludes": EXCLUDES}
     return {key: ",".join([*filter(None, [named.get(key)]), *new]) for key, new in added.items() if new}
+
+
+def defaults() -> dict[str, str]:
+    """Return the settings in `spark-defaults.conf`."""
+    file = conf_directory() / "spark-defaults.conf"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    return dict(re.findall(r"^[ \t]*(spark\.[\w.]+)[ \t=:]+(\S.*?)[ \t]*$", text, re.MULTILINE))
+
+
+def conf_directory() -> Path:
+    """Return the directory of Spark's configuration; it may not exist."""
+    return Path(os.environ.get("SPARK_CONF_DIR") or f"{_spark_home()}/conf")
 
 
 def downloaded_jars() -> list[str]:

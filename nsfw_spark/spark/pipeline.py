@@ -37,7 +37,7 @@ from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 from nsfw_spark.spark.udf import new_run_id
 from nsfw_spark.spark.vector_scoring import VectorScoring
 from nsfw_spark.spark.worker import num_visible_gpus
-from nsfw_spark.uris import absolute_uri
+from nsfw_spark.uris import absolute_uri, may_be_table
 
 _MICRO_BATCH_SECONDS: Final = 60  # each micro-batch has an overhead of 2 s
 _DECODES_PER_SECOND: Final = 500  # of one core, photographs of half a megapixel
@@ -214,7 +214,8 @@ def _check_options(options: JobOptions) -> None:
             f"for Spark's checkpoints. (For a directory of that name, write ./{options.output})"
         )
     uri = absolute_uri(options.input)
-    is_local = uri.startswith(("/", "file:/")) and not all(map(str.isidentifier, options.input.split(".")))
+    is_name = options.input.isidentifier() or may_be_table(options.input)
+    is_local = uri.startswith(("/", "file:/")) and not is_name
     # On a cluster, the same path may name a file of another file system.
     if is_local and starts_local_session() and not Path("/" + uri.removeprefix("file:").lstrip("/")).exists():
         raise InputError(

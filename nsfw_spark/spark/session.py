@@ -20,12 +20,21 @@ from pyspark.sql import SparkSession
 
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.spark.hadoop import has_file_system
-from nsfw_spark.spark.jars import PACKAGES, delta_package, jar_settings, no_connector, not_downloaded
+from nsfw_spark.spark.jars import (
+    PACKAGES,
+    conf_directory,
+    defaults,
+    delta_package,
+    jar_settings,
+    no_connector,
+    not_downloaded,
+)
 
 _DELTA: Final = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
+_JAVA_OPTIONS: Final = "spark.driver.extraJavaOptions"
 _MIN_JAVA: Final = 17
 _TASKS_PER_CORE: Final = 3  # in a micro-batch: they even out slow images, and start fast
 
@@ -62,7 +71,9 @@ def _submitted_session() -> SparkSession:
 
     submitted = SparkConf()
     builder = SparkSession.builder
-    for key, value in {**_DELTA, "spark.log.level": "WARN"}.items():  # INFO hides the result in 9,000 lines
+    has_log = _has_own_log(submitted.get(_JAVA_OPTIONS, ""))
+    quiet = {} if has_log else {"spark.log.level": "WARN"}  # INFO hides the result in 9,000 lines
+    for key, value in {**_DELTA, **quiet}.items():
         if not submitted.contains(key):
             builder = builder.config(key, value)
     try:
@@ -92,14 +103,24 @@ def _local_session(locations: Sequence[str | None]) -> SparkSession:
         raise not_downloaded(jars[PACKAGES]) from error
 
 
+def _has_own_log(options: str) -> bool:
+    """Whether Spark's user has configured its log: in Java's options, or in a file of Spark's conf/."""
+    variables = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "SPARK_SUBMIT_OPTS", "PYSPARK_SUBMIT_ARGS")
+    is_option = any("log4j" in each for each in (options, *(os.environ.get(name, "") for name in variables)))
+    return is_option or any(file.suffix != ".template" for file in conf_directory().glob("log4j2*"))
+
+
 def _local_settings() -> dict[str, str]:
     cores = os.cpu_count() or 1
     log = resources.files("nsfw_spark.spark") / "log4j2.properties"
+    options = defaults().get(_JAVA_OPTIONS, "")
+    if not _has_own_log(options):
+        options += f" -Dlog4j2.configurationFile=file:{log}"
     return {
         # 4: as on a cluster, Spark retries a failed task; else one dead process ends the job.
         "spark.master": f"local[{cores},4]",
         "spark.driver.memory": "2g",
-        "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile=file:{log}",
+        **({_JAVA_OPTIONS: options.strip()} if options else {}),
         "spark.ui.enabled": "false",  # `progress` shows progress; the pages' data grow with each micro-batch
         "spark.ui.showConsoleProgress": "false",
         # Small tables need no 50 tasks to read Delta's log, nor 200 to count.

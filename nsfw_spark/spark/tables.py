@@ -289,9 +289,10 @@ def only_once(version: int) -> dict[str, str]:
 
 def at_once(output: Output, step: Callable[[str], T], names: Sequence[str]) -> list[T]:
     """Run a step for several tables in threads: Delta mostly waits."""
-    tagged = inheritable_thread_target(output.spark)(step)  # so that its Spark jobs can be cancelled
     with ThreadPoolExecutor(len(names) or 1) as threads:
-        return list(threads.map(tagged, names))
+        # Each thread gets a copy of this one's properties: with its tag, the Spark jobs can be cancelled.
+        steps = [threads.submit(inheritable_thread_target(output.spark)(step), name) for name in names]
+        return [each.result() for each in steps]
 
 
 def _all_properties(output: Output, table: str) -> dict[str, str]:

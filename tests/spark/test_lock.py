@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -179,13 +180,32 @@ def test_a_run_whose_lease_was_taken_over_stops_its_jobs(
     def run() -> None:
         with lease(spark, tmp_path).held():
             path.unlink() if ended else put_lease(spark, tmp_path, elsewhere())
-            at_once(lambda _: a_minute_of_work(spark), ["a", "b"])
+            at_once(Output(spark, str(tmp_path), None), lambda _: a_minute_of_work(spark), ["a", "b"])
 
     with pytest.raises(TableError, match=r"^another run took over .* run the same command again$") as refused:
         run()
     assert ("and has ended" if ended else "on host elsewhere") in str(refused.value)
     assert path.exists() != ended  # it is no longer ours to delete
     assert spark.range(10).count() == 10  # a job of somebody else
+
+
+def test_steps_at_once_share_the_tag_of_their_run_and_no_other_property(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    """Spark keeps the id of a running query in a property: two queries must not share it."""
+    jobs, both = spark.sparkContext, threading.Barrier(2)
+
+    def step(name: str) -> tuple[set[str], str | None]:
+        jobs.setLocalProperty("mine", name)
+        both.wait(60)
+        return set(jobs.getJobTags()), jobs.getLocalProperty("mine")
+
+    jobs.addJobTag("of-the-run")
+    try:
+        found = at_once(Output(spark, str(tmp_path), None), step, ["a", "b"])
+    finally:
+        jobs.removeJobTag("of-the-run")
+    assert found == [({"of-the-run"}, "a"), ({"of-the-run"}, "b")]
 
 
 def test_a_run_that_cannot_renew_its_lease_stops_its_jobs(spark: SparkSession, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from delta import DeltaTable
-from pyspark.sql import Row, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql.types import StructType
 
 from nsfw_spark.cards import load_card
@@ -26,6 +27,7 @@ from nsfw_spark.readers import chunk as readers
 from nsfw_spark.spark import read_images, score_images
 from nsfw_spark.spark.schema import arrow_schema
 from nsfw_spark.spark.sources import Limit, SourceOptions, open_source
+from nsfw_spark.spark.sources.delta import is_table_name
 from nsfw_spark.spark.sources.source import FILE_COLUMNS
 from nsfw_spark.spark.tables import only_adds
 from tests.conftest import png
@@ -487,3 +489,34 @@ def test_tars_are_read_as_a_data_frame(
 def test_readers_and_sources_agree_on_the_columns_of_a_file() -> None:
     of_spark = arrow_schema(StructType(FILE_COLUMNS))
     assert (of_spark.names, of_spark.types) == (readers.FILE_COLUMNS.names, readers.FILE_COLUMNS.types)
+
+
+class WithCatalog:
+    """A session with one table more, in a catalog whose name has a hyphen; Spark's own allows none."""
+
+    name = "`my-catalog`.safety.images"
+
+    def __init__(self, spark: SparkSession, path: Path) -> None:
+        self._spark, self._path = spark, path
+        self.catalog = SimpleNamespace(tableExists=lambda name: name == self.name)
+
+    def table(self, name: str) -> DataFrame:
+        assert name == self.name
+        return self._spark.read.format("delta").load(str(self._path))
+
+    def sql(self, text: str) -> DataFrame:
+        assert self.name in text
+        return self._spark.sql(text.replace(self.name, f"delta.`{self._path}`"))
+
+
+def test_a_tables_name_with_a_hyphen_is_quoted_for_spark_and_kept_in_runs(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    images = spark.createDataFrame([("a", png(seed=1))], "image_id string, image binary")
+    images.write.format("delta").save(str(tmp_path / "table"))
+    options = SourceOptions("my-catalog.safety.images", "delta", id_column="image_id")
+    source = open_source(cast("SparkSession", WithCatalog(spark, tmp_path / "table")), options)
+    assert source.uri == "my-catalog.safety.images"
+    assert [row.image_id for row in source.batch().collect()] == ["a"]
+    assert source.left_over(images, is_cut_off=False) is None
+    assert not is_table_name(spark, "my-photos.tar")

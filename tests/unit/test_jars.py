@@ -139,3 +139,28 @@ def test_a_store_without_a_connector_is_told_of_with_its_jars() -> None:
     assert "--packages org.apache.hadoop:hadoop-aws:3.5.0,software.amazon.awssdk:s3:2.57.8" in said
     assert "nsfw-spark jars DIR --s3" in said
     assert "--packages" not in str(jars_module.no_connector("oss", "oss://bucket"))
+
+
+def java_options() -> str:
+    return session._local_settings().get("spark.driver.extraJavaOptions", "")
+
+
+def test_the_log_is_quiet_beside_javas_other_options(home: Path) -> None:
+    assert java_options().endswith("nsfw_spark/spark/log4j2.properties")
+    (home / "spark" / "conf" / "log4j2.properties.template").touch()  # Spark comes with it
+    write_defaults(home, "spark.driver.extraJavaOptions  -Xss4m -Dmine=1 ", "spark.ui.port 1")
+    assert java_options().startswith("-Xss4m -Dmine=1 -Dlog4j2.configurationFile=file:/")
+
+
+@pytest.mark.parametrize("place", ["defaults", "variable", "file"])
+def test_a_log_that_the_user_has_configured_stays(
+    home: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    option = "-Dlog4j2.configurationFile=file:/my/log.xml"
+    if place == "defaults":
+        write_defaults(home, f"spark.driver.extraJavaOptions {option}")
+    elif place == "variable":
+        monkeypatch.setenv("JAVA_TOOL_OPTIONS", option)
+    else:
+        (home / "spark" / "conf" / "log4j2.properties").touch()
+    assert java_options() == (option if place == "defaults" else "")

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.options import GROUPS, JobKeywords, JobOptions, ScoreKeywords, ScoreOptions, job_options
-from nsfw_spark.uris import absolute_uri, in_sql, is_listed_in, is_schema
+from nsfw_spark.uris import absolute_uri, in_sql, is_listed_in, is_schema, may_be_table
 
 
 @pytest.fixture
@@ -115,6 +115,21 @@ def test_a_schema_is_told_from_a_path(output: str, expected: bool) -> None:  # n
 def test_a_schema_is_quoted_in_sql_where_it_must_be() -> None:
     assert in_sql("main.safety") == "main.safety"
     assert in_sql("my-catalog.safety") == "`my-catalog`.safety"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("safety.images", True),
+        ("my-catalog.safety.new-images", True),
+        ("images", False),
+        ("a.b.c.d", False),
+        ("./safety.images", False),
+        ("photos/2024.tar", False),
+    ],
+)
+def test_a_table_is_told_from_a_path(name: str, expected: bool) -> None:  # noqa: FBT001
+    assert may_be_table(name) is expected
 
 
 def test_a_schema_may_come_with_checkpoints() -> None:

@@ -28,7 +28,7 @@ from nsfw_spark.spark.sources.source import (
     quoted,
 )
 from nsfw_spark.spark.tables import only_adds
-from nsfw_spark.uris import absolute_uri
+from nsfw_spark.uris import absolute_uri, in_sql, may_be_table
 
 _COMMITS_AT_ONCE: Final = 1_000
 _OF_COLUMNS: Final = ("DROP COLUMNS", "RENAME COLUMN")
@@ -75,7 +75,7 @@ class DeltaRows(Source):
             reader = reader.option("maxFilesPerTrigger", str(limit.num_files))
         # The stream skips commits that changed or deleted rows, even rows that they added: see `left_over`.
         reader = reader.option("skipChangeCommits", "true")
-        rows = reader.table(self.uri) if self._is_named else reader.load(self.uri)
+        rows = reader.table(in_sql(self.uri)) if self._is_named else reader.load(self.uri)
         return rows.select(self._columns)
 
     def batch(self) -> DataFrame:
@@ -92,7 +92,7 @@ class DeltaRows(Source):
 
     def left_over(self, scores: DataFrame, *, is_cut_off: bool) -> DataFrame | None:
         """List the rows whose image_id is not in `scores`, if a commit changed or deleted rows."""
-        name = self.uri if self._is_named else f"delta.{quoted(self.uri)}"
+        name = in_sql(self.uri) if self._is_named else f"delta.{quoted(self.uri)}"
         log = self.spark.sql(f"DESCRIBE HISTORY {name}").select("version", "operation", "operationParameters")
         commits = chain.from_iterable(in_lists(log, _COMMITS_AT_ONCE))
         if not is_cut_off and all(only_adds(commit) or commit.operation in _OF_COLUMNS for commit in commits):
@@ -100,16 +100,14 @@ class DeltaRows(Source):
         return self.batch().join(scores.select("image_id"), "image_id", "left_anti")
 
     def _table(self) -> DataFrame:
-        return (
-            self.spark.table(self.uri) if self._is_named else self.spark.read.format("delta").load(self.uri)
-        )
+        if self._is_named:
+            return self.spark.table(in_sql(self.uri))
+        return self.spark.read.format("delta").load(self.uri)
 
 
 def is_table_name(spark: SparkSession, uri: str) -> bool:
     """Whether the input is a table of a catalog: `schema.table` or `catalog.schema.table`."""
-    parts = uri.split(".")
-    is_name = len(parts) in (2, 3) and all(part.isidentifier() for part in parts)
-    return is_name and bool(spark.catalog.tableExists(uri))
+    return may_be_table(uri) and bool(spark.catalog.tableExists(in_sql(uri)))
 
 
 def _full_uri(spark: SparkSession, uri: str) -> str:

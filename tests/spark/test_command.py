@@ -62,7 +62,7 @@ def result(done: subprocess.CompletedProcess[str]) -> dict[str, float]:
     """Return the JSON object that is the last line on standard output."""
     parsed = json.loads(done.stdout.splitlines()[-1])
     assert list(parsed) == KEYS
-    return {key: parsed[key] for key in KEYS[:5]}
+    return {key: parsed[key] for key in (*KEYS[:5], "files_lost")}
 
 
 def test_a_run_prints_its_result_and_nothing_else(demo: Path, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ test-fast: java .venv/.dev  ## The inner loop, 3 minutes: tests without Spark, a
 	@$(PYTEST) tests/unit $(SMOKE_TEST)
 
 test-long: MARKS = long
-test-long: java .venv/.dev  ## The long rounds that `make test` leaves out (10 minutes)
+test-long: java .venv/.dev  ## The long rounds that `make test` leaves out (an hour or more)
 	@$(PYTEST) tests/cluster tests/spark
 
 test-unit: .venv/.dev  ## Tests without Spark (make test-unit ARGS='-k decode')

@@ -87,10 +87,15 @@ def need_spark() -> None:
 
 def write_defaults(folder: Path, settings: Mapping[str, object]) -> Path:
     """Write a directory for SPARK_CONF_DIR: settings of any Spark that starts, and the jars for S3."""
-    lines = {"spark.jars": ",".join(_download_jars(_s3_jars, "s3a://bucket")), **settings}
+    lines = {"spark.jars": ",".join(s3_jars()), **settings}
     text = "".join(f"{name} {value}\n" for name, value in lines.items())
     (folder / "spark-defaults.conf").write_text(text, encoding="utf-8")
     return folder
+
+
+def s3_jars() -> list[str]:
+    """Return the jars for S3; downloads them if they are not there."""
+    return _download_jars(_found_s3_jars, "s3a://bucket")
 
 
 def _delta_jars() -> list[str]:
@@ -99,7 +104,7 @@ def _delta_jars() -> list[str]:
     return downloaded_jars()
 
 
-def _s3_jars() -> list[str]:
+def _found_s3_jars() -> list[str]:
     """Return the jars of hadoop-aws and of the modules that it needs, if Spark's package manager has them."""
     from nsfw_spark.spark.jars import connector
 

@@ -91,7 +91,7 @@ class _Status(NamedTuple):
     """A file's state in its file system now."""
 
     length: int | None = None
-    """Bytes; None if the file cannot be read."""
+    """Bytes; None if there is a `problem`."""
     modified: datetime | None = None
     problem: ImageError | None = None
     """Why it cannot be read."""
@@ -125,9 +125,9 @@ def _problem(error: Py4JJavaError) -> ImageError:
 def _result(status: _Status, max_bytes: int) -> dict[str, Any]:
     """Return the columns of a skipped file's row that say why it has no score."""
     length = status.length
-    if length is None:
-        error = status.problem or storage_failed("no reason is known")
-    elif length == 0:
+    if status.problem is not None:
+        error = status.problem
+    elif not length:
         error = ImageError("undecodable", "the file is empty (0 bytes)")
     elif length > max_bytes:
         error = too_long(length, max_bytes)

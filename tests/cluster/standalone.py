@@ -77,7 +77,8 @@ class Standalone:
         self._master = ""
 
     def start(self) -> None:
-        """Start the master and the workers."""
+        """Start the master and the workers, once the jars that the properties file names are downloaded."""
+        java.s3_jars()
         self._daemons["master"] = self._daemon("master", "Master", "--port", 0)
         self._master = self._said("master", r"Starting Spark master at (spark://\S+)")
         for number in WORKERS:

@@ -83,7 +83,10 @@ class ListedFiles(Source):
         return self.prepared(self.files())
 
     def listing(self, *, is_whole: bool = False) -> DataFrame:
-        """List files without opening one; skip those that are gone, and unless `is_whole` refused ones."""
+        """List files without opening one.
+
+        Files that are gone are skipped. So are refused ones, unless `is_whole`: then they are an error.
+        """
         skips = {"ignoreMissingFiles": "true", "ignoreCorruptFiles": str(not is_whole).lower()}
         return (self.files() if self.lack else self._load(self.uri, **skips)).select(*LISTED)
 

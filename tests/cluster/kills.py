@@ -243,8 +243,9 @@ def kill_at(
         moment: The time of the kill.
         output: The command's output.
         chance: Source of the random delay.
-        meanwhile: Called again and again while the command runs.
+        meanwhile: Called at the start, again and again while the command runs, and once it is killed.
     """
+    meanwhile()
     before = trace(output)
 
     def is_seen() -> object:
@@ -255,6 +256,7 @@ def kill_at(
     delay = chance.uniform(0, moment.seconds)
     if not command.kill(delay):
         return None
+    meanwhile()
     return f"{stage(output, before)} ({moment.name} + {delay:.2f} s)"
 
 

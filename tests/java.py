@@ -24,8 +24,9 @@ MUST_RUN: Final = os.environ.get("FAIL_WITHOUT_SPARK") == "1"
 ABSENT: Final = [module for module in ("pyspark", "delta") if find_spec(module) is None]
 """Packages that Spark tests need and that are not installed."""
 
-OPTIONS: Final = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
-"""One compiler, the fast one, and one thread that collects garbage."""
+OPTIONS: Final = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ReservedCodeCacheSize=240m"
+"""One compiler, the fast one, with as much room for its code as the two have: without, a run that brings the
+jars for S3 fills it, and Spark stops. And one thread that collects garbage."""
 
 INTERPRETED: Final = {
     # Queries are interpreted.

@@ -1,11 +1,12 @@
 """Runs that are killed at chosen moments, and runs that nobody disturbs to compare them with.
 
-The sources and the undisturbed outputs are read-only: both test processes share them, as they cost a minute.
+The sources and the undisturbed outputs are read-only: all test processes share them, as each costs a minute.
 Each test writes to a directory of its own.
 """
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import io
 import os
@@ -31,8 +32,8 @@ from tests.cluster.commands import (
     num_numbered,
     num_rows,
     rows,
+    running,
     runs,
-    steps,
 )
 from tests.conftest import jpeg, png
 from tests.fakes import card_content
@@ -116,18 +117,30 @@ class Undisturbed:
     """Sources, two models, and the outputs of runs over them that nobody disturbed."""
 
     def __init__(self, folder: Path) -> None:
-        """Make all of it in a new folder; one process runs all, each source in one or two micro-batches."""
+        """Write the sources and the models into a new folder."""
+        self._folder = folder
         writers = {"files": write_files, "tars": write_tars, "parquet": write_parquet}
         self.sources = {name: write(folder / name) for name, write in writers.items()}
         self.card, self.other_card = folder / "sampled.yaml", folder / "other.yaml"
         for card, seed in ((self.card, 1), (self.other_card, 2)):
             content = card_content(name=card.stem, encoder={"weights": {"random": seed}})
             card.write_text(yaml.safe_dump(content), encoding="utf-8")
-        self.outputs = {name: folder / "undisturbed" / name for name in (*self.sources, "other")}
-        commands = [self.arguments(source, self.outputs[name]) for name, source in self.sources.items()]
-        commands.append(self.arguments(self.sources["files"], self.outputs["other"], card=self.other_card))
-        for step in steps(folder / "cwd", *commands):
-            assert step.status == 0, step.stderr
+
+    def output(self, name: str, card: Path | None = None) -> Path:
+        """Return the output of a run over a source, in one or two micro-batches.
+
+        The first process that asks for it makes it, and the others wait.
+        """
+        output = self._folder / "undisturbed" / f"{name}-{(card or self.card).stem}"
+        output.parent.mkdir(exist_ok=True)
+        with output.with_suffix(".lock").open("a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not lock.tell():  # else the output is complete
+                arguments = self.arguments(self.sources[name], output, card=card)
+                with running(output.with_suffix(".cwd"), *arguments) as command:
+                    command.end()
+                lock.write("complete")
+        return output
 
     def arguments(self, source: Source, output: Path, *more: object, card: Path | None = None) -> list[str]:
         """Return the command line of a run."""

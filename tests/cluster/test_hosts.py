@@ -71,6 +71,7 @@ def test_without_a_host_each_python_worker_holds_the_model(cluster: Cluster) -> 
     assert "onnxruntime" in said["libraries"]
 
 
+@pytest.mark.long
 def test_workers_that_live_for_one_task_share_the_host_too(cluster: Cluster, card: Path) -> None:
     settings = {"spark.python.worker.reuse": "false"}
     said = cluster.run("scores", "local[4]", card=card, partitions=8, settings=settings)

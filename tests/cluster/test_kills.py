@@ -101,9 +101,9 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     killed_again_and_again(start, output, chosen)
     with start() as command:
         command.end()
-    assert_same(output, undisturbed.outputs[name])
+    assert_same(output, undisturbed.output(name))
     assert_accounted(output, source.num_images)
-    assert_accounted(undisturbed.outputs[name], source.num_images)
+    assert_accounted(undisturbed.output(name), source.num_images)
 
 
 @pytest.mark.long

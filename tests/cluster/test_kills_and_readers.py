@@ -57,7 +57,7 @@ def test_of_two_runs_at_once_the_second_is_refused_and_the_first_ends_well(
         assert sorted(output.rglob("*")) == before
         first.signal(signal.SIGCONT)
         first.end()
-    assert_same(output, undisturbed.outputs["files"])
+    assert_same(output, undisturbed.output("files"))
     assert_accounted(output, source.num_images)
 
 
@@ -85,7 +85,7 @@ def test_a_run_that_was_suspended_until_another_took_over_stops_and_leaves_nothi
         assert "another run took over this output" in said
         assert said.endswith("run the same command again")
         assert "Traceback" not in first.stderr()
-    assert_same(output, undisturbed.outputs["files"])
+    assert_same(output, undisturbed.output("files"))
     assert_accounted(output, source.num_images)
 
 
@@ -137,7 +137,7 @@ def killed_under_a_reader(
 
 @pytest.mark.long
 def test_a_filter_that_is_killed_never_shows_half_a_table(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    output = shutil.copytree(undisturbed.outputs["files"], tmp_path / "out")
+    output = shutil.copytree(undisturbed.output("files"), tmp_path / "out")
     scores = [row["nsfw_score"] for row in rows(output / "image_scores").values() if row["status"] == "ok"]
     threshold = sorted(scores)[len(scores) // 4]
     assert threshold < THRESHOLD
@@ -155,14 +155,14 @@ def test_rescoring_all_survives_kills_before_and_after_its_rows_take_their_place
 ) -> None:
     source, output = (
         undisturbed.sources["files"],
-        shutil.copytree(undisturbed.outputs["files"], tmp_path / "out"),
+        shutil.copytree(undisturbed.output("files"), tmp_path / "out"),
     )
     # A quarter of the micro-batches: a later run replaces the rows of a killed one all the same.
     more = ("--rescore", "all", "--files-per-batch", 4 * source.files_per_batch)
     arguments = undisturbed.arguments(source, output, *more, card=undisturbed.other_card)
     changed = {"image_scores", *FILTERED[:2]}
     killed_under_a_reader(tmp_path, output, arguments, [GOES_ON, REPLACES], changed)
-    assert_same(output, undisturbed.outputs["other"])
+    assert_same(output, undisturbed.output("files", undisturbed.other_card))
     counted = {row["run_id"]: row["images"] for row in runs(output)}
     there = [row["run_id"] for row in rows(output / "image_scores").values()]
     assert {run: there.count(run) for run in set(there)}.items() <= counted.items()
@@ -207,6 +207,7 @@ NIGHTS: Final[list[tuple[int, dict[str, bytes]]]] = [
 """Expected new rows, and the tars that arrive before each run."""
 
 
+@pytest.mark.long
 def test_a_run_each_night_takes_up_what_arrived_and_a_bad_tar_stops_nothing(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def test_poison_costs_no_executor_and_each_task_one_failure_at_most(poisonous: C
     assert len({task["Executor ID"] for task in attempts(poisonous)}) == 2, "an executor was lost"
 
 
+@pytest.mark.long
 def test_where_spark_tries_a_task_once_none_fails(poisonous: Cluster, card: Path) -> None:
     scored(poisonous, card, "local[2]")
     ended = list(attempts(poisonous))

@@ -154,5 +154,5 @@ def test_a_driver_that_is_killed_on_a_cluster_goes_on_with_the_same_command(
         assert standalone.left_behind() == []
     with standalone.submitted(tmp_path / "cwd", *given) as command:
         command.end()
-    assert_same(output, undisturbed.outputs["files"])
+    assert_same(output, undisturbed.output("files"))
     assert_accounted(output, source.num_images)

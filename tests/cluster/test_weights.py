@@ -56,6 +56,7 @@ def sent(cluster: Cluster) -> list[list[str]]:
     return [[path.name for path in executor.glob("*nsfw-spark-*")] for executor in executors]
 
 
+@pytest.mark.long
 def test_a_directory_that_all_share_is_read(apart: Cluster, card: Path, weights: Path) -> None:
     assert drive(apart, card, model_dir=weights) == GREYS
     assert sent(apart) == [[], []]
@@ -83,6 +84,7 @@ def test_each_node_takes_from_a_mirror_what_it_lacks(apart: Cluster, card: Path,
         assert path.read_bytes() == (weights / FILE).read_bytes()
 
 
+@pytest.mark.long
 def test_a_node_that_does_not_reach_the_mirror_says_so(apart: Cluster, card: Path, weights: Path) -> None:
     error = drive(apart, card, model_source=weights, gone=weights)["error"]
     assert "nsfw_spark.errors.WeightsError" in error

@@ -112,8 +112,15 @@ def test_damaged_tables_that_can_be_made_again_are_all_named_and_are_made_again(
     assert_complete(spark, images, output)
 
 
-@pytest.mark.parametrize("how", [Path.unlink, empty], ids=["gone", "empty"])
-@pytest.mark.parametrize("num_lost", [1, 2], ids=["of skipped files", "of the stream too"])
+@pytest.mark.parametrize(
+    ("num_lost", "how"),
+    [
+        pytest.param(1, Path.unlink, id="of skipped files, gone"),
+        pytest.param(1, empty, id="of skipped files, empty", marks=pytest.mark.long),
+        pytest.param(2, Path.unlink, id="of the stream too, gone", marks=pytest.mark.long),
+        pytest.param(2, empty, id="of the stream too, empty"),
+    ],
+)
 def test_commits_that_a_disk_lost_are_noticed_and_their_images_scored_again(
     spark: SparkSession, run: Run, images: Path, output: Path, num_lost: int, how: Callable[[Path], object]
 ) -> None:

@@ -91,7 +91,7 @@ def test_what_cannot_be_listed_ends_the_run_and_the_next_is_complete(
         assert set(by_name(store, Tables(spark, output).rows("image_scores"))) == set(FILES)
 
 
-@pytest.mark.parametrize("operation", ["OPEN", "GETFILESTATUS"])
+@pytest.mark.parametrize("operation", ["OPEN", pytest.param("GETFILESTATUS", marks=pytest.mark.long)])
 def test_a_forbidden_file_costs_its_own_row(
     spark: SparkSession, score: Run, folder: Path, tmp_path: Path, operation: str
 ) -> None:

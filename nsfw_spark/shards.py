@@ -25,8 +25,8 @@ from typing import IO, Any, Final, Literal, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nsfw_spark.formats import IMAGE_EXTENSIONS
 from nsfw_spark.readers.storage import Storage
-from nsfw_spark.readers.webdataset import IMAGE_EXTENSIONS
 
 ShardFormat = Literal["webdataset", "parquet"]
 

@@ -24,6 +24,9 @@ from nsfw_spark.readers.storage import Storage, unread
 PART_BYTES: Final = 64 << 20
 """Bytes of a file that one task reads, about: a larger file is listed once for each of its parts."""
 
+IMAGE_NAMES: Final = ("image", "content", "bytes", "img", "jpg", "picture", "photo")
+"""Usual names of the column with images; the first that a table has wins over other columns of the type."""
+
 _BUFFER_BYTES: Final = 4 << 20  # for each column; each refill is a request to a store
 _BATCH_BYTES: Final = 32 << 20
 _DAMAGED: Final = (OSError, pa.ArrowException, UnicodeDecodeError)  # pyarrow's errors for damaged files
@@ -285,12 +288,13 @@ class ParquetReader:
 
     def read(self, listed: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
         """Yield the images of parts of files: see `Reader.read` and `file_parts`."""
-        for rows in read_parts(listed, self.storage, self.columns, CHUNK_ROWS, _check_image_column):
+        for rows in read_parts(listed, self.storage, self.columns, CHUNK_ROWS, check_image_column):
             content = rows.content
-            yield Chunk(rows.columns, [content] if isinstance(content, ImageError) else _images(content))
+            yield Chunk(rows.columns, [content] if isinstance(content, ImageError) else images(content))
 
 
-def _check_image_column(column: pa.Field) -> None:
+def check_image_column(column: pa.Field) -> None:
+    """Raise an ImageError if a column has another type than that of images."""
     type_ = column.type
     if pa.types.is_struct(type_) and type_.get_field_index("bytes") >= 0:
         type_ = type_.field("bytes").type
@@ -299,7 +303,7 @@ def _check_image_column(column: pa.Field) -> None:
         raise ImageError("unsupported", message)
 
 
-def _images(content: pa.Array) -> Iterator[bytes | ImageError]:
+def images(content: pa.Array) -> Iterator[bytes | ImageError]:
     """Yield the encoded images in a column."""
     paths = pa.nulls(len(content))
     if pa.types.is_struct(content.type):

@@ -7,6 +7,7 @@ that names the tar and the byte. An entry is an image by its name or first bytes
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from nsfw_spark.decode.foreign import is_image
 from nsfw_spark.errors import ImageError
+from nsfw_spark.formats import IMAGE_EXTENSIONS
 from nsfw_spark.readers.archive import Archive
 from nsfw_spark.readers.chunk import (
     CHUNK_ROWS,
@@ -33,14 +35,6 @@ SIDECARS: Final = {"txt": "caption", "json": "json", "cls": "cls"}
 
 COLUMNS: Final = pa.schema([*FILE_COLUMNS, *((name, pa.string()) for name in SIDECARS.values())])
 """`image_id` is TAR!/ENTRY, `source_file` the tar, `modification_time` the tar's."""
-
-# fmt: off
-IMAGE_EXTENSIONS: Final = frozenset({
-    "jpg", "jpeg", "jpe", "jfif", "pjpeg", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif",
-    "heic", "heif", "hif", "jxl", "jp2", "j2k", "mpo", "ppm", "pgm", "pbm", "pnm", "ico", "psd", "svg", "tga",
-})
-# fmt: on
-"""Extensions, in any case, that make an entry an image; formats that are not decoded are `unsupported`."""
 
 _CHUNK_BYTES: Final = 32 << 20
 _MAX_SIDECAR: Final = 1 << 20  # bytes of a text that are kept
@@ -144,6 +138,18 @@ class _OpenChunk:
         taken, self.images = self.images[:end], self.images[end:]
         self._bytes = sum(image.num_bytes for image in self.images)
         return _chunk(taken)
+
+
+def tar_images(
+    file: io.BufferedReader, uri: str, max_bytes: int = MOST_BYTES
+) -> Iterator[tuple[str, bytes | ImageError]]:
+    """Yield image_id and content of the images in an open tar, as they are read.
+
+    Raises:
+        ImageError: As `_read_images`.
+    """
+    images = _read_images(Archive(file), _Tar(uri, 0), max_bytes)
+    return ((image.image_id, image.content) for image in images)
 
 
 def _chunk(images: list[_Image]) -> Chunk:

@@ -21,7 +21,7 @@ from pyspark.sql.types import (
 )
 
 from nsfw_spark.errors import InputError
-from nsfw_spark.readers.parquet import RowColumns
+from nsfw_spark.readers.parquet import IMAGE_NAMES, RowColumns
 from nsfw_spark.spark.schema import IMAGE_ID, arrow_schema, is_ours
 from nsfw_spark.spark.sources.source import SourceOptions
 
@@ -68,7 +68,7 @@ _IMAGES: Final = _Kind(
     "images",
     "binary, or a struct {bytes, path}",
     _is_image,
-    ("image", "content", "bytes", "img", "jpg", "picture", "photo"),
+    IMAGE_NAMES,
 )
 _VECTORS: Final = _Kind(
     "embeddings",

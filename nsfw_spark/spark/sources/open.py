@@ -12,7 +12,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from nsfw_spark.errors import InputError
-from nsfw_spark.readers.webdataset import IMAGE_EXTENSIONS
+from nsfw_spark.formats import FILES, NAMES_SEEN, find_format
 from nsfw_spark.spark.hadoop import exists, files_below
 from nsfw_spark.spark.progress import from_executor
 from nsfw_spark.spark.sources.auto_loader import AutoLoaderFiles
@@ -33,17 +33,7 @@ _SOURCES: Final[Mapping[str, Callable[[SparkSession, SourceOptions], Source]]] =
 }
 _WITH_VECTORS: Final = ("npy", "parquet", "delta")
 
-_NAMES_SEEN: Final = 1_000
 _FILES_TRIED: Final = 10
-_SUFFIXES: Final = {
-    "webdataset": Tars.suffixes,
-    "npy": NpyFiles.suffixes,
-    "parquet": ParquetFiles.suffixes,
-}
-_FILES: Final = "files"
-_OTHER: Final = "other"
-_BESIDE: Final = {"webdataset": {"parquet", _OTHER}, "npy": {"parquet", _OTHER}}
-"""Files that usually lie beside: img2dataset writes Parquet and JSON for each tar, clip-retrieval Parquet."""
 
 
 def open_source(spark: SparkSession, options: SourceOptions) -> Source:
@@ -78,7 +68,7 @@ def check_opened(source: Source) -> None:
     """
     if not isinstance(source, ListedFiles) or source.is_read_by_spark or source.lack:
         return
-    found = list(islice(files_below(source.spark, source.uri, source.glob), _NAMES_SEEN))
+    found = list(islice(files_below(source.spark, source.uri, source.glob), NAMES_SEEN))
     files, storage = found[:: max(1, len(found) // _FILES_TRIED)], source.storage()
 
     def open_one(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -104,40 +94,11 @@ def _detect_format(spark: SparkSession, options: SourceOptions) -> str:
     """Return the format of an input: `files`, `webdataset`, `parquet`, `npy` or `delta`."""
     if is_table_name(spark, options.uri) or _is_delta(spark, options.uri):
         return "delta"
-    found: dict[str, list[str]] = {}  # by format: the files
+    names = files_below(spark, absolute_uri(options.uri), options.glob)
     try:
-        for uri in islice(files_below(spark, absolute_uri(options.uri), options.glob), _NAMES_SEEN):
-            found.setdefault(_format_of(uri), []).append(uri)
+        return find_format(options.uri, names, has_vectors=options.has_vectors)
     except Py4JJavaError:
-        return _FILES  # ImageFiles reports the error
-    for main, beside in _BESIDE.items():
-        if main in found:
-            # Images are never skipped in silence, except when the user wants embeddings.
-            ignored = beside | {_FILES} if options.has_vectors else beside
-            found = {format_: uris for format_, uris in found.items() if format_ not in ignored}
-    if others := found.pop(_OTHER, []):
-        found.setdefault(_FILES, []).extend(others)  # their content may be images
-    if len(found) > 1:
-        raise InputError(_several_formats(options.uri, found))
-    return next(iter(found), _FILES)
-
-
-def _several_formats(uri: str, found: Mapping[str, list[str]]) -> str:
-    usual, *odd = sorted(found.items(), key=lambda item: -len(item[1]))
-    shown = f"{len(usual[1])} of {usual[0]}"
-    shown += "".join(f" and {len(uris)} of {name}, such as {uris[0]}" for name, uris in odd)
-    return (
-        f"input {uri} holds files of several formats: {shown} (only the first {_NAMES_SEEN:,} names were "
-        "looked at). Expected one format. Say which: --format"
-    )
-
-
-def _format_of(uri: str) -> str:
-    name = uri.lower()
-    for format_, suffixes in _SUFFIXES.items():
-        if name.endswith(tuple(f".{suffix}" for suffix in suffixes)):
-            return format_
-    return _FILES if name.rpartition(".")[2] in IMAGE_EXTENSIONS else _OTHER
+        return FILES  # ImageFiles reports the error
 
 
 def _is_delta(spark: SparkSession, uri: str) -> bool:

@@ -19,6 +19,7 @@ from pyspark.sql.pandas.types import from_arrow_type
 from pyspark.sql.types import StructField, StructType
 
 from nsfw_spark.errors import ImageError
+from nsfw_spark.formats import SUFFIXES
 from nsfw_spark.readers.parquet import PART_BYTES, ParquetReader, RowColumns
 from nsfw_spark.readers.storage import Storage
 from nsfw_spark.readers.vectors import (
@@ -78,7 +79,7 @@ class ParquetFiles(ListedParts):
     """Parquet files of images or embeddings; the image_id is a column's value, or `file#row`."""
 
     holds = "Parquet files"
-    suffixes = ("parquet",)
+    suffixes = SUFFIXES["parquet"]
 
     def __init__(self, spark: SparkSession, options: SourceOptions) -> None:
         self.has_vectors = options.has_vectors
@@ -97,7 +98,7 @@ class NpyFiles(ListedParts):
     """`.npy` files of embeddings; a Parquet file beside each holds the ids and the carried columns."""
 
     holds = ".npy files"
-    suffixes = ("npy",)
+    suffixes = SUFFIXES["npy"]
     bytes_per_image = VECTOR_BYTES
     has_vectors = True
 

@@ -7,6 +7,7 @@ from typing import Final
 from pyspark.sql import SparkSession
 from pyspark.sql.types import StringType, StructField, StructType
 
+from nsfw_spark.formats import SUFFIXES
 from nsfw_spark.readers.webdataset import SIDECARS, TarReader
 from nsfw_spark.spark.sources.files import ListedFiles
 from nsfw_spark.spark.sources.source import FILE_COLUMNS, IMAGE_BYTES, SourceOptions
@@ -23,7 +24,7 @@ class Tars(ListedFiles):
     """Tars, compressed or not; the image_id is `…/x.tar!/entry`."""
 
     holds = "tars"
-    suffixes = ("tar", "tar.gz", "tgz", "tar.bz2", "tbz2", "tar.xz", "txz")
+    suffixes = SUFFIXES["webdataset"]
     bytes_per_image = IMAGE_BYTES
     file_column = "source_file"
 

@@ -11,17 +11,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Final, Generic, TypeVar, Unpack
+
+import numpy as np
+import numpy.typing as npt
 
 from nsfw_spark.cards import choose_card
 from nsfw_spark.decode import decode
 from nsfw_spark.errors import ConfigError
+from nsfw_spark.heads import Predictions
 from nsfw_spark.isolation import IsolatedDecoder
-from nsfw_spark.model import ModelSpec, load_model
+from nsfw_spark.model import Model, ModelSpec, Predictor, load_model
 from nsfw_spark.options import Band, ScoreKeywords, ScoreOptions
-from nsfw_spark.scorer import Content, ImageScore, Scorer, Timings
+from nsfw_spark.scorer import Content, Decoder, ImageScore, Scorer, Timings
 from nsfw_spark.self_check import joined
 from nsfw_spark.uris import absolute_uri
 from nsfw_spark.weights import obtain_missing, with_lock
@@ -179,8 +186,62 @@ def load_scorer(
         for spec in specs:
             obtain_missing(spec.card, spec.model_dir, model_source=absolute_uri(chosen.model_source))
     decoder = IsolatedDecoder(chosen.decode_timeout_seconds) if isolated else decode
-    first, *second = (Scorer(spec.card, load_model(spec), decoder=decoder, **chosen.decode) for spec in specs)
-    return Cascade(first, second[0], *chosen.uncertain) if second else first
+    return _scorer(specs, [load_model(spec) for spec in specs], decoder, chosen)
+
+
+@contextmanager
+def open_scorers(number: int, options: ScoreOptions) -> Iterator[list[Scorer | Cascade]]:
+    """Load a model once for several threads; each scorer has a child process of its own that decodes.
+
+    So threads decode images while the model is busy with others, and no image ends this process. The child
+    processes start while the model is loaded, and end with the block.
+
+    Raises:
+        ConfigError, WeightsError, DeviceError: As `load_scorer`.
+    """
+    specs = model_specs(options)
+    if options.model_source is not None:
+        for spec in specs:
+            obtain_missing(spec.card, spec.model_dir, model_source=absolute_uri(options.model_source))
+    # This thread only waits: the import of a native library takes Ctrl-C for a broken installation.
+    threads = ThreadPoolExecutor(number + 1)
+    with ExitStack() as ending:
+        ending.callback(threads.shutdown, wait=False)
+        decoders = [IsolatedDecoder(options.decode_timeout_seconds) for _ in range(number)]
+        for decoder in decoders:
+            ending.push(decoder)
+        starts = [threads.submit(decoder.__enter__) for decoder in decoders]
+        models = threads.submit(lambda: [_InTurn(load_model(spec)) for spec in specs]).result()
+        for start in starts:
+            start.result()
+        yield [_scorer(specs, models, decoder, options) for decoder in decoders]
+
+
+class _InTurn:
+    """A model that several threads use in turn: a `Predictor`."""
+
+    def __init__(self, model: Model) -> None:
+        self.fingerprint, self.device, self.self_check = model.fingerprint, model.device, model.self_check
+        self.batch_size = model.batch_size
+        self._model, self._lock = model, Lock()
+
+    def predict_each(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Predictions]:
+        """Predict batch after batch: see `Predictor.predict_each`."""
+        for batch in batches:  # decodes the next batch, outside the lock
+            with self._lock:
+                (predictions,) = self._model.predict_each([batch])
+            yield predictions
+
+
+def _scorer(
+    specs: Sequence[ModelSpec], models: Sequence[Predictor], decoder: Decoder, options: ScoreOptions
+) -> Scorer | Cascade:
+    """Return the scorer of one model, or the cascade of two."""
+    first, *second = (
+        Scorer(spec.card, model, decoder=decoder, **options.decode)
+        for spec, model in zip(specs, models, strict=True)
+    )
+    return Cascade(first, second[0], *options.uncertain) if second else first
 
 
 def model_specs(options: ScoreOptions) -> list[ModelSpec]:

@@ -8,9 +8,10 @@ error that the user can mend is one line (what we got, what we expected, what to
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from inspect import Parameter, Signature
 from pathlib import Path
 from types import NoneType
@@ -24,8 +25,8 @@ from typer.exceptions import TyperException
 from nsfw_spark import __version__
 from nsfw_spark.cli_models import models
 from nsfw_spark.errors import DeviceError, NsfwSparkError, StorageError
-from nsfw_spark.options import GROUPS, JobOptions, job_options
-from nsfw_spark.redact import redact
+from nsfw_spark.options import GROUPS, JobOptions, PeekOptions, job_options, peek_options
+from nsfw_spark.redact import printable, redact
 
 if TYPE_CHECKING:  # imported in the commands: `--help` and `models` need neither Java nor pyspark
     from nsfw_spark.spark.runs import RunSummary
@@ -104,7 +105,7 @@ def _explain(error: Exception) -> tuple[str, int]:
 def _report(message: str, status: int, arguments: list[str]) -> int:
     if "--debug" in arguments:
         typer.echo(redact(traceback.format_exc()), err=True)
-    typer.echo(f"nsfw-spark: {redact(' '.join(message.split()))}", err=True)
+    typer.echo(f"nsfw-spark: {printable(redact(' '.join(message.split())))}", err=True)
     return status
 
 
@@ -206,13 +207,7 @@ def _add_job(name: str, job: Callable[[JobOptions], int], argument: str, fields:
 
     switches = [name for name in fields if JobOptions.model_fields[name].annotation is bool]
     types: dict[str, Any] = {
-        argument: Annotated[str | None, typer.Argument(metavar=argument.upper(), help=_help(argument))],
-        **{
-            field: _option_type(field, group.group)
-            for group in GROUPS
-            for field in group.__annotations__
-            if field in fields
-        },
+        **_option_types(argument, fields),
         "config": Annotated[
             Path | None,
             typer.Option(metavar="FILE", help="YAML file with any of these options; the command line wins."),
@@ -224,21 +219,41 @@ def _add_job(name: str, job: Callable[[JobOptions], int], argument: str, fields:
             for name in switches
         },
     }
-    command.__annotations__ = types
-    defaults = {name: False if name == "debug" or name.startswith("no_") else None for name in types}
+    _add(name, command, types, help=job.__doc__, epilog=_SWITCHES if switches else None)
+
+
+def _add(name: str, command: Callable[..., int], types: Mapping[str, Any], **help_: str | None) -> None:
+    """Add a command whose parameters, all of them keywords, have these types for typer."""
+    command.__annotations__ = dict(types)
+    defaults = {
+        name: False if name in ("debug", "json") or name.startswith("no_") else None for name in types
+    }
     command.__signature__ = Signature(  # type: ignore[attr-defined]
         [
             Parameter(name, Parameter.KEYWORD_ONLY, default=defaults[name], annotation=type_)
             for name, type_ in types.items()
         ]
     )
-    app.command(name, help=job.__doc__, epilog=_SWITCHES if switches else None)(command)
+    app.command(name, **help_)(command)  # type: ignore[arg-type]
+
+
+def _option_types(argument: str, fields: Collection[str]) -> dict[str, Any]:
+    """Return the types of a command's argument and of its options, in their groups."""
+    return {
+        argument: Annotated[str | None, typer.Argument(metavar=argument.upper(), help=_help(argument))],
+        **{
+            field: _option_type(field, group.group)
+            for group in GROUPS
+            for field in group.__annotations__
+            if field in fields
+        },
+    }
 
 
 def _option_type(field: str, group: str) -> Any:  # noqa: ANN401 - a type, for typer to read
     """Return the option of a field; its value stays text, which `JobOptions` validates."""
     flag, metavar, default, text = option_help(field)
-    if JobOptions.model_fields[field].annotation is bool:
+    if _OPTIONS[field].annotation is bool:
         return Annotated[bool | None, typer.Option(flag, help=text, rich_help_panel=group)]
     text += f" Default: {default}." if default else ""
     option = typer.Option(flag, metavar=metavar, help=text, show_default=False, rich_help_panel=group)
@@ -247,7 +262,7 @@ def _option_type(field: str, group: str) -> Any:  # noqa: ANN401 - a type, for t
 
 def option_help(field: str) -> tuple[str, str, str, str]:
     """Return an option's name, its values, its default and its meaning; empty where there is none."""
-    info = JobOptions.model_fields[field]
+    info = _OPTIONS[field]
     name = field.upper() if field == "input" else f"--{field.replace('_', '-')}"
     if info.annotation is bool:
         return name, "", "off", _help(field)
@@ -273,14 +288,70 @@ def _as_text(value: Any) -> str:  # noqa: ANN401 - any default
 
 
 def _help(field: str) -> str:
-    return str(JobOptions.model_fields[field].description).replace("\n", " ")
+    return str(_OPTIONS[field].description).replace("\n", " ")
 
 
+_OPTIONS: Final = {**PeekOptions.model_fields, **JobOptions.model_fields}
 _OF_FILTER: Final = ("threshold", "policy", "content_from")
+_OF_PEEK: Final = (
+    *("n", "seed", "format", "glob", "content_column", "threshold"),
+    *("model", "heads", "score_class", "strict", "second", "uncertain"),
+    *("model_dir", "model_source", "weights_lock", "device", "batch_size"),
+    *("max_pixels", "max_bytes", "decode_timeout_seconds"),
+)
 _FIELDS: Final = [field for field in JobOptions.model_fields if field != "input"]
 _add_job("run", _run, "input", _FIELDS)
 _add_job("score", _score_only, "input", [field for field in _FIELDS if field not in _OF_FILTER])
 _add_job("filter", _filter, "output", (*_OF_FILTER, "content_column", "id_column"))
+
+
+def _peek(*, json: bool, debug: bool, **given: Any) -> int:  # noqa: ANN401, ARG001 - see main
+    """Score a sample of INPUT, print what is in it, and write nothing; needs neither Spark nor Java."""
+    from nsfw_spark.peek import peek
+    from nsfw_spark.peek_report import Terminal, report
+
+    show = _progress()
+    try:
+        found = peek(peek_options(given), show)
+    except KeyboardInterrupt:
+        show("")
+        typer.echo("nsfw-spark: interrupted; a peek writes nothing", err=True)
+        os._exit(_INTERRUPTED)  # a thread may be in a batch of a large model for seconds
+    finally:
+        show("")
+    typer.echo(_as_json(found.as_dict()) if json else report(found, Terminal.of(sys.stdout)))
+    return _DONE
+
+
+_as_json: Final = json.dumps
+
+
+def _progress() -> Callable[[str], None]:
+    """Return a function that shows one line on a terminal, in place of the line before."""
+    if not sys.stderr.isatty():
+        return lambda _: None
+
+    def show(words: str) -> None:
+        sys.stderr.write(f"\r\x1b[K{words}")
+        sys.stderr.flush()
+
+    return show
+
+
+_add(
+    "peek",
+    _peek,
+    {
+        **_option_types("input", _OF_PEEK),
+        "input": Annotated[
+            str | None,
+            typer.Argument(metavar="INPUT", help="Directory, file or URI of images, tars or Parquet files."),
+        ],
+        "json": Annotated[bool, typer.Option("--json", help="Print one JSON document in place of text.")],
+        "debug": Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")],
+    },
+    help=_peek.__doc__,
+)
 
 
 @app.command("export")

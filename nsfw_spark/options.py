@@ -121,6 +121,13 @@ def _device(value: Any) -> Any:  # noqa: ANN401 - any value that a user wrote
     return value
 
 
+def _without_credentials(uri: str | None) -> str | None:
+    """Refuse a URI with credentials."""
+    if uri is not None and (problem := credentials_problem(uri)):
+        raise ValueError(problem)
+    return uri
+
+
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Count = Annotated[int | Literal["auto"], BeforeValidator(_count)]
 _NameOrPath = Annotated[str, BeforeValidator(_text)]
@@ -326,9 +333,7 @@ class JobOptions(TableOptions, PolicyOptions, ScoreOptions, InputOptions):
     @field_validator("input", "output", "checkpoints", "content_from", "model_source")
     @classmethod
     def _no_credentials(cls, uri: str | None) -> str | None:
-        if uri is not None and (problem := credentials_problem(uri)):
-            raise ValueError(problem)
-        return uri
+        return _without_credentials(uri)
 
     @model_validator(mode="after")
     def _one_policy(self) -> Self:
@@ -367,6 +372,28 @@ class JobOptions(TableOptions, PolicyOptions, ScoreOptions, InputOptions):
         return self
 
 
+class SampleOptions(OptionGroup):
+    """The sample that `peek` scores."""
+
+    group = "Sample"
+
+    n: Annotated[int, Field(ge=1)] = 200
+    """Images that `peek` scores."""
+    seed: int = 0
+    """Number that chooses the images of `peek`: the same number chooses the same images."""
+
+
+class PeekOptions(SampleOptions, PolicyOptions, ScoreOptions, InputOptions):
+    """The options of `peek`, and some that only `run` has: a peek ignores them."""
+
+    input: str
+
+    @field_validator("input", "model_source")
+    @classmethod
+    def _no_credentials(cls, uri: str | None) -> str | None:
+        return _without_credentials(uri)
+
+
 class JobKeywords(ScoreKeywords, total=False):
     """`JobOptions` without `input`, `output` and `model` as keywords of `run`, for type checkers."""
 
@@ -398,6 +425,7 @@ GROUPS: tuple[type[OptionGroup], ...] = (
     SpeedOptions,
     LimitOptions,
     WeightsOptions,
+    SampleOptions,
 )
 """In the order in which `--help` and docs/options.md show them."""
 
@@ -423,9 +451,26 @@ def job_options(given: Mapping[str, Any], config: Path | None = None) -> JobOpti
 
         def as_written(name: str) -> str:
             is_option = config is None or name.partition(".")[0] in given
-            return f"--{name.replace('_', '-')}" if is_option else f"{config}: {name}"
+            return _as_option(name) if is_option else f"{config}: {name}"
 
         raise ConfigError(_sentence(error, JobOptions, as_written)) from None
+
+
+def peek_options(given: Mapping[str, Any]) -> PeekOptions:
+    """Validate the options of `peek`; None stands for an option that was not given.
+
+    Raises:
+        ConfigError: An option is wrong.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    try:
+        return PeekOptions.model_validate(given)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, PeekOptions, _as_option)) from None
+
+
+def _as_option(name: str) -> str:
+    return "INPUT" if name == "input" else f"--{name.replace('_', '-')}"
 
 
 def _read(config: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Removes the credentials of URIs from a text.
+"""Removes from a text what must not be shown: credentials of URIs, and characters that steer a terminal.
 
 In: any text, for example a library's error message with a URL. Out: the same text with `***` for passwords
 (`s3a://KEY:SECRET@bucket`) and for signatures (`?sig=…`, `X-Amz-Signature=…`). A secret outside a URI stays,
@@ -9,6 +9,7 @@ of source code, and this runs for each error.
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Final
 
 HIDDEN: Final = "***"
@@ -45,3 +46,17 @@ def redact(text: str) -> str:
 def has_credentials(uri: str) -> bool:
     """Whether a URI contains a password or a signature; a plain path never does."""
     return "://" in uri and redact(uri) != uri
+
+
+def printable(text: str) -> str:
+    """Return the text with U+FFFD in place of characters that steer a terminal or cannot be printed.
+
+    Names of files are strangers' data: they may hold escape sequences, line breaks, changes of direction, and
+    bytes that are not UTF-8.
+    """
+    return "".join("\ufffd" if _steers(character) else character for character in text)
+
+
+def _steers(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category[0] == "C" or category in ("Zl", "Zp")

@@ -144,6 +144,8 @@ def _start(timeout_seconds: float) -> tuple[subprocess.Popen[bytes], socket.sock
     ours, theirs = socket.socketpair()
     ours.settimeout(_START_SECONDS)
     arguments = ["-m", "nsfw_spark.isolation", str(theirs.fileno()), str(timeout_seconds)]
+    # The child inherits the mask, so that a terminal's Ctrl-C does not end it while it starts.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     with theirs:
         try:
             process = subprocess.Popen(  # noqa: S603 - our own module
@@ -157,6 +159,8 @@ def _start(timeout_seconds: float) -> tuple[subprocess.Popen[bytes], socket.sock
         except BaseException:
             ours.close()
             raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return process, ours
 
 

@@ -10,11 +10,12 @@ from types import ModuleType
 
 import pytest
 
-from nsfw_spark.options import JobOptions, job_options
+from nsfw_spark.options import JobOptions, SampleOptions, job_options
 
 ROOT = Path(__file__).parents[2]
-OTHER_OPTIONS = {"--config", "--debug", "--help", "--table", "--images-per-shard", "--no-strict"}
-"""Options of commands that are no fields of `JobOptions`."""
+FIELDS = {**JobOptions.model_fields, **SampleOptions.model_fields}
+OTHER_OPTIONS = {"--config", "--debug", "--help", "--table", "--images-per-shard", "--no-strict", "--json"}
+"""Options of commands that are in no group of options."""
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
 
 
@@ -42,24 +43,24 @@ def test_the_page_of_options_is_made_of_the_options(options_table: ModuleType) -
     assert page == options_table.page_with(options_table.tables(), page), "run: python docs/options_table.py"
 
 
-@pytest.mark.parametrize("field", sorted(set(JobOptions.model_fields) - {"input"}))
+@pytest.mark.parametrize("field", sorted(FIELDS.keys() - {"input"}))
 def test_the_page_of_options_names_each_option(options_table: ModuleType, field: str) -> None:
     """Else the test above would hold with empty tables too."""
     row = next(
         line for line in options_table.tables().splitlines() if f"`--{field.replace('_', '-')}`" in line
     )
-    assert str(JobOptions.model_fields[field].description).replace("\n", " ").replace("|", "\\|") in row
+    assert str(FIELDS[field].description).replace("\n", " ").replace("|", "\\|") in row
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/*.md"])
 def test_pages_name_no_option_that_does_not_exist(page: str) -> None:
     """Lines of other programs (spark-submit's --packages) are not ours to know."""
-    known = {f"--{name.replace('_', '-')}" for name in JobOptions.model_fields} | OTHER_OPTIONS
+    known = {f"--{name.replace('_', '-')}" for name in FIELDS} | OTHER_OPTIONS
     for path in ROOT.glob(page):
         lines = [
             line
             for line in path.read_text(encoding="utf-8").splitlines()
-            if re.search(r"nsfw-spark (run|score|filter|export|models)\b", line)
+            if re.search(r"nsfw-spark (peek|run|score|filter|export|models)\b", line)
             and "spark-submit" not in line
         ]
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "\n".join(lines)))

@@ -9,7 +9,15 @@ import pytest
 from pydantic import ValidationError
 
 from nsfw_spark.errors import ConfigError
-from nsfw_spark.options import GROUPS, JobKeywords, JobOptions, ScoreKeywords, ScoreOptions, job_options
+from nsfw_spark.options import (
+    GROUPS,
+    JobKeywords,
+    JobOptions,
+    PeekOptions,
+    ScoreKeywords,
+    ScoreOptions,
+    job_options,
+)
 from nsfw_spark.uris import absolute_uri, in_sql, is_listed_in, is_schema, may_be_table
 
 
@@ -235,7 +243,7 @@ def test_the_keywords_of_functions_are_the_options(keywords: Any, options: Any, 
 
 def test_each_option_is_in_one_group() -> None:
     fields = [field for group in GROUPS for field in group.__annotations__ if field != "group"]
-    assert sorted(fields) == sorted(JobOptions.model_fields)
+    assert sorted(fields) == sorted(JobOptions.model_fields.keys() | PeekOptions.model_fields.keys())
 
 
 @pytest.mark.parametrize("value", ["0.2:0.8", (0.2, 0.8), [0.2, 0.8]])

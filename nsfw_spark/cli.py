@@ -104,7 +104,7 @@ def _explain(error: Exception) -> tuple[str, int]:
 
 def _report(message: str, status: int, arguments: list[str]) -> int:
     if "--debug" in arguments:
-        typer.echo(redact(traceback.format_exc()), err=True)
+        typer.echo("\n".join(map(printable, redact(traceback.format_exc()).splitlines())), err=True)
     typer.echo(f"nsfw-spark: {printable(redact(' '.join(message.split())))}", err=True)
     return status
 
@@ -226,7 +226,7 @@ def _add(name: str, command: Callable[..., int], types: Mapping[str, Any], **hel
     """Add a command whose parameters, all of them keywords, have these types for typer."""
     command.__annotations__ = dict(types)
     defaults = {
-        name: False if name in ("debug", "json") or name.startswith("no_") else None for name in types
+        name: False if name in ("debug", "as_json") or name.startswith("no_") else None for name in types
     }
     command.__signature__ = Signature(  # type: ignore[attr-defined]
         [
@@ -305,7 +305,7 @@ _add_job("score", _score_only, "input", [field for field in _FIELDS if field not
 _add_job("filter", _filter, "output", (*_OF_FILTER, "content_column", "id_column"))
 
 
-def _peek(*, json: bool, debug: bool, **given: Any) -> int:  # noqa: ANN401, ARG001 - see main
+def _peek(*, as_json: bool, debug: bool, **given: Any) -> int:  # noqa: ANN401, ARG001 - see main
     """Score a sample of INPUT, print what is in it, and write nothing; needs neither Spark nor Java."""
     from nsfw_spark.peek import peek
     from nsfw_spark.peek_report import Terminal, report
@@ -319,16 +319,13 @@ def _peek(*, json: bool, debug: bool, **given: Any) -> int:  # noqa: ANN401, ARG
         os._exit(_INTERRUPTED)  # a thread may be in a batch of a large model for seconds
     finally:
         show("")
-    typer.echo(_as_json(found.as_dict()) if json else report(found, Terminal.of(sys.stdout)))
+    typer.echo(json.dumps(found.as_dict()) if as_json else report(found, Terminal.of(sys.stdout)))
     return _DONE
-
-
-_as_json: Final = json.dumps
 
 
 def _progress() -> Callable[[str], None]:
     """Return a function that shows one line on a terminal, in place of the line before."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         return lambda _: None
 
     def show(words: str) -> None:
@@ -347,7 +344,7 @@ _add(
             str | None,
             typer.Argument(metavar="INPUT", help="Directory, file or URI of images, tars or Parquet files."),
         ],
-        "json": Annotated[bool, typer.Option("--json", help="Print one JSON document in place of text.")],
+        "as_json": Annotated[bool, typer.Option("--json", help="Print one JSON document in place of text.")],
         "debug": Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")],
     },
     help=_peek.__doc__,

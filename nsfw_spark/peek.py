@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from nsfw_spark.cascade import Cascade, open_scorers
+from nsfw_spark.cascade import Cascade, model_specs, open_scorers
 from nsfw_spark.errors import Status
 from nsfw_spark.options import JobOptions, PeekOptions, SampleOptions
 from nsfw_spark.sample import Count, Sample, SampledImage, take_sample
@@ -35,6 +35,7 @@ NUM_BINS: Final = 20
 _MOST_SHOWN: Final = 10
 """Images of each list."""
 _MOST_THREADS: Final = 4  # more would cost more to start than they gain on a few hundred images
+_BEGINNINGS: Final = {"webdataset": "tar", "parquet": "row group"}
 _MINUTE: Final = 60
 _HOUR: Final = 60 * _MINUTE
 _DAY: Final = 24 * _HOUR
@@ -71,7 +72,7 @@ class Peek:
     seconds: float
     """Seconds of reading, decoding and scoring the sample, without the start of the model."""
     notes: Sequence[str] = field(default=())
-    """What the listing left out, for people."""
+    """What the sample does not show, for people."""
 
     @cached_property
     def scored(self) -> list[Found]:
@@ -181,6 +182,7 @@ def peek(options: PeekOptions, progress: Callable[[str], None] = lambda _: None)
         InputError: The input is absent, empty, or of a shape that a peek cannot read.
         ConfigError, WeightsError, DeviceError: As `load_scorer`.
     """
+    model_specs(options)  # an unknown model is an error before a long listing
     progress("listing the images")
     sample = take_sample(options)
     progress(f"loading {options.model}")
@@ -193,10 +195,11 @@ def peek(options: PeekOptions, progress: Callable[[str], None] = lambda _: None)
             progress(f"scored {len(images):,} of at most {options.n:,} images, {duration(left)} left")
         seconds = time.monotonic() - started
     images.sort(key=lambda each: each.image)
-    model, device = scorers[0].card.name, scorers[0].device
-    return Peek(
-        options, sample.uri, sample.format, model, device, images, sample.count(), seconds, sample.notes
-    )
+    model, device, count = scorers[0].card.name, scorers[0].device, sample.count()
+    notes = [*sample.notes]
+    if sample.format in _BEGINNINGS and len(images) < count.number:
+        notes.append(f"the sample has the first images of each {_BEGINNINGS[sample.format]} that was opened")
+    return Peek(options, sample.uri, sample.format, model, device, images, count, seconds, notes)
 
 
 def bin_of(score: float) -> int:

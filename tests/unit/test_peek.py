@@ -467,9 +467,7 @@ def test_a_store_is_sampled_with_the_settings_of_the_environment(
 def test_a_store_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample, "_ANSWER_SECONDS", 0.01)
     monkeypatch.setattr("nsfw_spark.readers.storage.Storage.locate", lambda *_: time.sleep(1))
-    with pytest.raises(
-        InputError, match=r"s3a://b/x cannot be listed: no answer within .* name a smaller one"
-    ):
+    with pytest.raises(InputError, match=r"s3a://b/x cannot be listed: no answer .* a smaller one"):
         sampled("s3a://b/x")
 
 

@@ -58,7 +58,7 @@ class Peek:
 
     options: PeekOptions
     uri: str
-    """The input as an absolute path, or its URI."""
+    """The input as a run names it; `file:/…` on this machine."""
     format: str
     """`files`, `webdataset` or `parquet`."""
     model: str

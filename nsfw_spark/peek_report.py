@@ -1,7 +1,7 @@
-"""The text of `nsfw-spark peek`: what a `Peek` found, in at most 80 columns.
+"""The text of `nsfw-spark peek`: what a `Peek` found, in 80 columns.
 
-In: a `Peek` and what the terminal can show. Out: lines. Names of files are strangers' data: their control
-characters never reach the terminal, and no image is ever shown.
+In: a `Peek` and what the terminal can show. Out: lines; only the next command, which is to be copied, may be
+longer. Names of files are strangers' data, so their control characters never reach the terminal.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Final, NamedTuple, TextIO
 
 from rich.cells import cell_len
@@ -53,7 +54,7 @@ def _lines(peek: Peek, terminal: Terminal) -> Iterator[str]:
     num = len(peek.images)
     sample = f"All {num:,}" if num == peek.count.number else f"{num:,} of {peek.count}"
     yield cut(f"{sample} images of {peek.options.input}, scored by {peek.model}")
-    yield from (f"Note: {clean(note)}" for note in peek.notes)
+    yield from (line for note in peek.notes for line in wrap(f"Note: {clean(note)}", _COLUMNS))
     if peek.scored:
         yield from ("", *_histogram(peek, terminal))
     yield from ("", *_statuses(peek))
@@ -124,13 +125,11 @@ def _scored_line(found: Found, peek: Peek, terminal: Terminal) -> str:
 
 def _name(found: Found, peek: Peek) -> str:
     """Return an image's name without the input's, which all of them share."""
-    root = peek.uri.rstrip("/") + "/"
-    root = root if ":/" in root else f"file:{root}"
-    return found.image.image_id.removeprefix(root)
+    return found.image.image_id.removeprefix(f"{peek.uri.rstrip('/')}/")
 
 
 def _speed(peek: Peek) -> Iterator[str]:
-    yield f"{peek.images_per_second:.3g} images/s with {clean(peek.model)} on {peek.device}."
+    yield cut(f"{peek.images_per_second:.3g} images/s with {peek.model} on {peek.device}.")
     yield f"All images ({peek.count}) would take {duration(peek.run_seconds)},"
     yield "on this machine, in this process alone."
 

@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import os
 import random
-import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from nsfw_spark.decode import too_long
-from nsfw_spark.errors import ConfigError, ImageError, InputError
-from nsfw_spark.formats import FILES, NAMES_SEEN, SUFFIXES, find_format, glob_pattern, has_suffix
+from nsfw_spark.errors import ImageError, InputError
+from nsfw_spark.formats import FILES, NAMES_SEEN, SUFFIXES, find_format, has_suffix
+from nsfw_spark.listing import EXPECTED, ListedFile, Listing, list_files, open_storage
 from nsfw_spark.options import PeekOptions
-from nsfw_spark.uris import HIDDEN, absolute_uri, may_be_table
 
 if TYPE_CHECKING:  # image files on this machine are sampled without pyarrow
     import pyarrow as pa
@@ -34,12 +29,7 @@ if TYPE_CHECKING:  # image files on this machine are sampled without pyarrow
 
 T = TypeVar("T")
 
-_MOST_NAMES: Final = 100_000
-_LISTING_SECONDS: Final = 20.0
-_ANSWER_SECONDS: Final = 60.0  # pyarrow gives out a store's directory only when it has all of it
 _OPEN_ARCHIVES: Final = 10  # tars or Parquet files that are read side by side
-_NUM_TRIES: Final = "3"  # of a store that fails: a run waits longer, for a peek somebody is waiting
-_EXPECTED: Final = "expected a directory with images, WebDataset tars or Parquet files, or one such file"
 
 
 class SampledImage(NamedTuple):
@@ -70,7 +60,7 @@ class Sample:
     """Images of an input, chosen at random."""
 
     uri: str
-    """The input as an absolute path, or its URI."""
+    """The input as a run names it; `file:/…` on this machine."""
     format: str
     """`files`, `webdataset` or `parquet`."""
     images: Iterator[tuple[SampledImage, bytes | ImageError]]
@@ -96,9 +86,7 @@ def take_sample(options: PeekOptions) -> Sample:
             f"got --format {options.format}; expected files, webdataset or parquet: a peek reads files, "
             f"without Spark. To score the input: nsfw-spark run INPUT --output OUT --format {options.format}"
         )
-    uri = absolute_uri(options.input)
-    storage = None if _is_local(uri) else _storage()
-    listing = _list(uri, options, storage)
+    listing = list_files(options)
     format_: str = options.format
     if format_ == "auto":
         format_ = find_format(options.input, (file.uri for file in listing.files[:NAMES_SEEN]))
@@ -113,8 +101,8 @@ def take_sample(options: PeekOptions) -> Sample:
         raise InputError(_nothing(options, format_))
     listing.files.sort()  # file systems list in any order, and a seed has to choose the same images again
     if format_ == FILES:
-        return _sample_of_files(uri, listing, options, storage)
-    return _sample_of_archives(uri, format_, listing, options, storage or _storage())
+        return _sample_of_files(listing, options)
+    return _sample_of_archives(format_, listing, options)
 
 
 def _nothing(options: PeekOptions, format_: str) -> str:
@@ -125,221 +113,21 @@ def _nothing(options: PeekOptions, format_: str) -> str:
     elif format_ in SUFFIXES:
         fitting = f" that ends in .{', .'.join(SUFFIXES[format_])}"
     hidden = "Names that begin with _ or . are skipped"
-    return f"input {options.input} holds no file{fitting}; {_EXPECTED}. {hidden}"
+    return f"input {options.input} holds no file{fitting}; {EXPECTED}. {hidden}"
 
 
-class _File(NamedTuple):
-    """A listed file."""
-
-    uri: str
-    """As a run names it: `file:/…` on this machine."""
-    size: int | None
-    """Bytes; None if the listing does not say."""
-
-    @property
-    def name(self) -> str:
-        return self.uri.rpartition("/")[2]
-
-
-@dataclass
-class _Listing:
-    """The files of an input."""
-
-    files: list[_File] = field(default_factory=list)
-    is_cut: bool = False
-    """Whether the input may hold more files."""
-    refused: list[str] = field(default_factory=list)
-    """Directories that cannot be listed."""
-
-    @property
-    def notes(self) -> list[str]:
-        """What the listing left out, for people."""
-        notes = []
-        if self.is_cut:
-            notes.append(
-                f"the listing was cut off after {_MOST_NAMES:,} names or {_LISTING_SECONDS:.0f} seconds; the "
-                "sample is of the files until then"
-            )
-        if self.refused:
-            number = f"{len(self.refused)} director{'y' if len(self.refused) == 1 else 'ies'}"
-            notes.append(f"{number} cannot be listed, such as {self.refused[0]}")
-        return notes
-
-
-def _list(uri: str, options: PeekOptions, storage: Storage | None) -> _Listing:
-    """List the files of an input whose names match the glob."""
-    listing, matches = _Listing(), glob_pattern(options.glob or "*").fullmatch
-    deadline = time.monotonic() + _LISTING_SECONDS
-    found = _local_files(uri, options, listing) if storage is None else _stored_files(uri, options, storage)
-    for num_names, file in enumerate(found, start=1):
-        if matches(file.name):
-            listing.files.append(file)
-        if num_names >= _MOST_NAMES or time.monotonic() > deadline:
-            listing.is_cut = next(found, None) is not None
-            break
-    return listing
-
-
-def _is_local(uri: str) -> bool:
-    return ":/" not in uri or uri.startswith("file:/")
-
-
-def _local_path(uri: str) -> str:
-    """Return the path of a local input: `/a b` of `/a b`, `file:/a b` and `file:///a b`."""
-    path = uri.removeprefix("file:") if uri.startswith("file:/") else uri
-    return f"/{path.lstrip('/')}"
-
-
-def _local_files(uri: str, options: PeekOptions, listing: _Listing) -> Iterator[_File]:
-    """Yield the local files of an input; note the directories that cannot be listed."""
-    root = _local_path(uri)
-    if not os.path.lexists(root):
-        raise InputError(_is_absent(options))
-    if Path(root, "_delta_log").is_dir():
-        raise InputError(_is_table(options))
-    if not Path(root).is_dir():
-        yield _File(f"file:{root}", None)
-        return
-    directories, seen = [root], set()
-    while directories:
-        directory = directories.pop()
-        try:
-            if (place := os.stat(directory)[1:3]) in seen:  # noqa: PTH116 - as text
-                continue  # a link to a directory above
-            seen.add(place)
-            with os.scandir(directory) as entries:
-                yield from _files_of(entries, directories)
-        except OSError as error:
-            if directory == root:
-                reason = f"input {options.input} cannot be listed: {error.strerror}"
-                raise InputError(f"{reason}; {_EXPECTED}") from None
-            listing.refused.append(f"{directory} ({error.strerror})")
-
-
-def _files_of(entries: Iterable[os.DirEntry[str]], directories: list[str]) -> Iterator[_File]:
-    """Yield the files of one directory, and append the directories in it."""
-    for entry in entries:
-        if entry.name.startswith(HIDDEN):
-            continue
-        with suppress(OSError):  # a link to itself
-            if entry.is_dir():
-                directories.append(entry.path)
-            elif entry.is_file():  # reading a pipe or a device may never end
-                yield _File(f"file:{entry.path}", None)
-
-
-def _stored_files(uri: str, options: PeekOptions, storage: Storage) -> Iterator[_File]:
-    """Yield the files of a store, directory after directory, so that the listing can be cut off."""
-    from pyarrow import fs
-
-    ask = partial(_answer, options.input)
-    files, root = ask(storage.locate, uri)  # may look for the region of a bucket
-    root, info = root.rstrip("/"), files.get_file_info
-    kind = ask(info, root).type
-    if kind == fs.FileType.NotFound:
-        raise InputError(_is_absent(options))
-    if kind == fs.FileType.File:
-        yield _File(uri, ask(info, root).size)
-        return
-    if ask(info, f"{root}/_delta_log").type == fs.FileType.Directory:
-        raise InputError(_is_table(options))
-    directories = [root]
-    while directories:
-        for entry in ask(info, fs.FileSelector(directories.pop())):
-            if entry.base_name.startswith(HIDDEN):
-                continue
-            if entry.type == fs.FileType.Directory:
-                directories.append(entry.path)
-            else:
-                yield _File(uri.rstrip("/") + entry.path[len(root) :], entry.size)
-
-
-def _answer(source: str, call: Callable[..., Any], *arguments: object) -> Any:
-    """Ask a store; raise an InputError that names the input if it fails or does not answer."""
-    named = f"input {source} cannot be listed"
-    try:
-        return _within(_ANSWER_SECONDS, partial(call, *arguments))
-    except TimeoutError as error:
-        raise InputError(
-            f"{named}: {error}; expected a store that answers, and a directory with fewer files directly in it: "
-            "name a smaller one"
-        ) from None
-    except OSError as error:
-        raise InputError(
-            f"{named}: {' '.join(str(error).split())[:300]}; expected a directory that this machine may list "
-            "with the credentials of its environment (docs/stores.md)"
-        ) from None
-
-
-def _within(seconds: float, call: Callable[[], T]) -> T:
-    """Call a function of native code in a thread, so that Ctrl-C and a deadline end the wait for it."""
-    answers: SimpleQueue[Callable[[], T]] = SimpleQueue()
-
-    def run() -> None:
-        try:
-            answer = call()
-        except BaseException as error:  # noqa: BLE001 - raised below, in the thread that waits
-            answers.put(partial(_throw, error))
-        else:
-            answers.put(lambda: answer)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        return answers.get(timeout=seconds)()
-    except Empty:
-        raise TimeoutError(f"no answer within {seconds:.0f} seconds") from None
-
-
-def _throw(error: BaseException) -> NoReturn:
-    raise error
-
-
-def _is_absent(options: PeekOptions) -> str:
-    table = ". It may be the name of a table: a peek reads files" if may_be_table(options.input) else ""
-    return f"input {options.input} does not exist; {_EXPECTED}{table}"
-
-
-def _is_table(options: PeekOptions) -> str:
-    return (
-        f"input {options.input} is a Delta table; {_EXPECTED}: a peek reads files, without Spark. To score "
-        "the table: nsfw-spark run INPUT --output OUT --format delta"
-    )
-
-
-def _storage() -> Storage:
-    """Return the storage that opens files with the settings of the environment.
-
-    Raises:
-        ConfigError: pyarrow is not installed.
-    """
-    try:
-        from nsfw_spark.readers.storage import Storage
-    except ImportError as error:
-        raise ConfigError(
-            f"a peek into tars, Parquet files or stores needs pyarrow, and {error.name} is not installed "
-            "here: pip install pyarrow. A local directory of image files needs no pyarrow"
-        ) from None
-    settings = {"fs.s3a.retry.limit": _NUM_TRIES}
-    # An endpoint of one's own, such as MinIO's, has no host names for buckets.
-    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
-        settings |= {"fs.s3a.endpoint": endpoint, "fs.s3a.path.style.access": "true"}
-    if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
-        settings["fs.s3a.endpoint.region"] = region
-    return Storage(settings)
-
-
-def _sample_of_files(uri: str, listing: _Listing, options: PeekOptions, storage: Storage | None) -> Sample:
-    files = listing.files
+def _sample_of_files(listing: Listing, options: PeekOptions) -> Sample:
+    files, storage = listing.files, listing.storage
     chosen = random.Random(options.seed).sample(files, min(options.n, len(files)))  # noqa: S311 - no secret
     count = Count(len(files), is_at_least=listing.is_cut)
     read = _read_local if storage is None else partial(_read_stored, storage)
-    return Sample(uri, FILES, read(chosen, options.max_bytes), lambda: count, listing.notes)
+    return Sample(listing.uri, FILES, read(chosen, options.max_bytes), lambda: count, listing.notes)
 
 
 _Images = Iterator[tuple[SampledImage, bytes | ImageError]]
 
 
-def _read_local(files: Sequence[_File], max_bytes: int) -> _Images:
+def _read_local(files: Sequence[ListedFile], max_bytes: int) -> _Images:
     for file in files:
         yield SampledImage(file.uri, file.uri), _content(file.uri.removeprefix("file:"), max_bytes)
 
@@ -354,7 +142,7 @@ def _content(path: str, max_bytes: int) -> bytes | ImageError:
         return ImageError("missing", f"the file was listed and could not be read ({error.strerror})")
 
 
-def _read_stored(storage: Storage, files: Sequence[_File], max_bytes: int) -> _Images:
+def _read_stored(storage: Storage, files: Sequence[ListedFile], max_bytes: int) -> _Images:
     import pyarrow as pa
 
     from nsfw_spark.readers.files import FileReader
@@ -388,14 +176,14 @@ class _Archives:
     num_whole: int = 0
     """Archives whose images are all counted."""
 
-    def count(self, archives: Sequence[_File], *, is_cut: bool) -> Count:
+    def count(self, archives: Sequence[ListedFile], *, is_cut: bool) -> Count:
         """Return the number of images in all archives; see `Count`."""
         if self.num_whole == len(archives):
             return Count(self.num_images, is_at_least=is_cut)
         share = self.num_bytes / max(1, sum(archive.size or 0 for archive in archives))
         return Count(round(self.num_images / share) if share else 0, is_estimate=True, is_at_least=is_cut)
 
-    def webdataset(self, tar: _File) -> _Images:
+    def webdataset(self, tar: ListedFile) -> _Images:
         """Yield the images of a tar from its beginning, and the error of a damaged one."""
         from nsfw_spark.readers.storage import unread
         from nsfw_spark.readers.webdataset import tar_images
@@ -414,7 +202,7 @@ class _Archives:
         self.num_bytes += (tar.size or 0) - position
         self.num_whole += 1
 
-    def parquet(self, table: _File) -> _Images:
+    def parquet(self, table: ListedFile) -> _Images:
         """Yield the images of a Parquet file, row group after row group, in random order."""
         import pyarrow as pa
 
@@ -442,19 +230,17 @@ class _Archives:
             yield SampledImage(table.uri, table.uri), file_problem(table.uri, error)
 
 
-def _sample_of_archives(
-    uri: str, format_: str, listing: _Listing, options: PeekOptions, storage: Storage
-) -> Sample:
+def _sample_of_archives(format_: str, listing: Listing, options: PeekOptions) -> Sample:
     chance = random.Random(options.seed)  # noqa: S311 - no secret
-    archives = _Archives(storage, options, chance)
-    files = [_File(file.uri, _size(file)) for file in listing.files]
+    archives = _Archives(listing.storage or open_storage(), options, chance)
+    files = [ListedFile(file.uri, _size(file)) for file in listing.files]
     read = archives.webdataset if format_ == "webdataset" else archives.parquet
     images = _in_turn(map(read, chance.sample(files, len(files))))
     count = partial(archives.count, files, is_cut=listing.is_cut)
-    return Sample(uri, format_, islice(images, options.n), count, listing.notes)
+    return Sample(listing.uri, format_, islice(images, options.n), count, listing.notes)
 
 
-def _size(file: _File) -> int:
+def _size(file: ListedFile) -> int:
     if file.size is not None:
         return file.size
     try:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from nsfw_spark import cli, peek, sample
+from nsfw_spark import cli, listing, peek, sample
 from nsfw_spark.errors import ConfigError, ImageError, InputError
 from nsfw_spark.formats import find_format, glob_pattern
 from nsfw_spark.options import peek_options
@@ -95,7 +95,7 @@ def found_in(*scores: float | None, num: int | None = None, **options: Any) -> p
     ]
     number = Count(num or len(images))
     return peek.Peek(
-        peek_options({"input": "in", **options}), "/in", "files", "m", "cpu", images, number, seconds=2.0
+        peek_options({"input": "in", **options}), "file:/in", "files", "m", "cpu", images, number, seconds=2.0
     )
 
 
@@ -298,6 +298,11 @@ def named(contents: Mapping[SampledImage, object]) -> set[str]:
     return {image.image_id.rpartition("/")[2] for image in contents}
 
 
+def test_an_input_may_be_a_file_uri(command: Command, images: Path, card: Path) -> None:
+    said = command("peek", f"file://{images}/", "--model", card, "--n", "100")
+    assert "  0.776  1/99.png" in said.out.splitlines()
+
+
 def test_a_single_file_is_an_input(images: Path) -> None:
     taken, contents = sampled(images / "0" / "02.png")
     assert (taken.count(), list(contents.values())) == (Count(1), [grey(4)])
@@ -433,7 +438,7 @@ def test_an_input_is_asked_for(command: Command) -> None:
 
 
 def test_a_listing_is_cut_off_and_says_so(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample, "_MOST_NAMES", 30)
+    monkeypatch.setattr(listing, "_MOST_NAMES", 30)
     taken, contents = sampled(images)
     assert (taken.count(), len(contents)) == (Count(30, is_at_least=True), 30)
     assert str(taken.count()) == "at least 30"
@@ -465,7 +470,7 @@ def test_a_store_is_sampled_with_the_settings_of_the_environment(
 
 
 def test_a_store_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample, "_ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(listing, "_ANSWER_SECONDS", 0.01)
     monkeypatch.setattr("nsfw_spark.readers.storage.Storage.locate", lambda *_: time.sleep(1))
     with pytest.raises(InputError, match=r"s3a://b/x cannot be listed: no answer .* a smaller one"):
         sampled("s3a://b/x")

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from nsfw_spark.errors import InputError, TableError
+from nsfw_spark.errors import InputError, StorageError, TableError
 from nsfw_spark.spark import pipeline
 from nsfw_spark.spark.progress import Counts
 from tests.conftest import png
@@ -201,6 +201,22 @@ def test_of_a_store_that_fails_now_and_then_all_good_images_are_scored(
     assert unscored(content(spark, output)) == {"text.png": "undecodable"}
     assert store.asked["GET", "503 SlowDown"]
     assert store.asked["GET", "cut"]
+
+
+def test_a_file_of_sparks_own_that_the_store_never_gives_in_full_ends_the_run_in_words(
+    run: Run, store: S3Server, uri: str
+) -> None:
+    source, output = store.put(f"{uri}/photos", {"a.png": png(seed=1)}), f"{uri}/out"
+    assert run(source, output).counts.ok == 1
+    store.put(source, {"b.png": png(seed=2)})
+    store.faults = [Fault(None, keys="/offsets/", operations=("GET",), client=SPARK)]
+    with pytest.raises(
+        StorageError, match=r"^reading or writing failed: .*and the same command does the rest"
+    ):
+        run(source, output)
+    assert store.asked["GET", "cut"]
+    store.faults = []
+    assert run(source, output).counts.ok == 1
 
 
 @pytest.mark.long

@@ -159,7 +159,10 @@ def _score(options: JobOptions, *, with_filter: bool) -> int:
             err=True,
         )
     if counts.files_lost:
-        typer.echo(f"nsfw-spark: storage failed to give {counts.files_lost:,} files; run again", err=True)
+        typer.echo(
+            f"nsfw-spark: storage failed to give {counts.files_lost:,} files, or parts of them; run again",
+            err=True,
+        )
     _show(summary, options)
     return _TOO_MANY_ERRORS if has_too_many or counts.files_lost else _DONE
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import boto3
+from moto.backends import get_backend
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
@@ -74,7 +75,7 @@ class Fault:
 
 @dataclass
 class S3Server:
-    """Serves buckets on this machine until it is closed."""
+    """Serves buckets on this machine until it is closed; a process has one at a time."""
 
     faults: list[Fault] = field(default_factory=list)
     """The first fault that concerns a request decides; a test replaces the list."""
@@ -84,6 +85,7 @@ class S3Server:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        get_backend("s3").reset()  # moto keeps the objects of all servers of a process in one place
         self._app = DomainDispatcherApplication(create_backend_app)
         self._chance = random.Random(self.seed)  # noqa: S311 - to be repeated, not to be secret
         self._lock = threading.Lock()

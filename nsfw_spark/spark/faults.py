@@ -35,7 +35,8 @@ _FORBIDDEN: Final = re.compile(
     r"Permission denied|AccessControlException|AccessDeniedException|403 Forbidden"
 )
 _IO: Final = re.compile(
-    r"\b(?:java\.io|java\.net|java\.nio|org\.apache\.hadoop)\.[\w.]*(?:Exception|Error)\b|FAILED_READ_FILE"
+    r"\b(?:java\.(?:io|net|nio)|org\.apache\.(?:hadoop|http|hc)|software\.amazon\.awssdk)"
+    r"\.[\w.]*(?:Exception|Error)\b|FAILED_READ_FILE"
 )
 _IN_PYTHON: Final = re.compile(r"Python worker|PythonException")
 _UNREADABLE: Final = re.compile(

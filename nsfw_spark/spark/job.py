@@ -144,7 +144,7 @@ class ScoringJob:
         while True:
             rows = self._rows(self.source.stream(self.limit), columns, target.output, is_counted=True)
             try:
-                return _write(rows, target).timings
+                return _write(rows, target, self.run_id).timings
             except StreamingQueryException as error:
                 if not (may_be_of_files(error) and self._write_without(target, columns)):
                     raise
@@ -241,12 +241,12 @@ class ScoringJob:
         return rows.withColumns(of_model).select(columns.names)
 
 
-def _write(scored: DataFrame, target: Target) -> Counts:
+def _write(scored: DataFrame, target: Target, run_id: str) -> Counts:
     """Append to image_scores with Delta's streaming sink, and wait for the end."""
     writer = (
         scored.writeStream.format("delta")
         .outputMode("append")
-        .queryName("nsfw-spark: score")
+        .queryName(f"nsfw-spark: score, run {run_id}")  # a session has one query of a name
         .option("checkpointLocation", target.checkpoint)
         .trigger(availableNow=True)
     )

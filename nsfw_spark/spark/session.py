@@ -49,7 +49,7 @@ def get_session(*locations: str | None) -> SparkSession:
         ConfigError: There is no Java for a local session, no Delta Lake, no connector for a location, or a
             memory limit under which no model loads.
     """
-    session = SparkSession.getActiveSession()
+    session = running_session()
     if session is None:
         is_submitted = "PYSPARK_GATEWAY_PORT" in os.environ
         session = _submitted_session() if is_submitted else _local_session(locations)
@@ -63,7 +63,15 @@ def starts_local_session() -> bool:
     """Whether `get_session` would start a local Spark, whose file system is that of this machine."""
     is_submitted = "PYSPARK_GATEWAY_PORT" in os.environ
     has_other_files = "HADOOP_CONF_DIR" in os.environ
-    return SparkSession.getActiveSession() is None and not is_submitted and not has_other_files
+    return running_session() is None and not is_submitted and not has_other_files
+
+
+def running_session() -> SparkSession | None:
+    """Return the session that runs in this process, whichever thread started it."""
+    try:
+        return SparkSession.active()
+    except PySparkRuntimeError:
+        return None
 
 
 def _submitted_session() -> SparkSession:

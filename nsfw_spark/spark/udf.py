@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import pandas as pd
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import BinaryType, StructField, StructType
@@ -25,7 +25,7 @@ from nsfw_spark.options import ScoreKeywords, ScoreOptions
 from nsfw_spark.scorer import ImageScore
 from nsfw_spark.spark.schema import MODEL, quoted
 from nsfw_spark.spark.scorer_spec import ScorerSpec
-from nsfw_spark.spark.session import check_memory
+from nsfw_spark.spark.session import check_memory, running_session
 from nsfw_spark.spark.worker import task_scorer
 
 _ROWS_RETURNED = 64  # at once to Spark: as small as an Arrow batch of images, as large as costs nothing
@@ -46,7 +46,7 @@ def score_udf(model: str | Path = "laion-vit-l-14", **options: Unpack[ScoreKeywo
         ConfigError: An option is wrong, there is no such card, head or class, or no session to ship weights.
         WeightsError: Weights are absent on the driver, or are not the ones that the card pins.
     """
-    chosen, session = ScoreOptions.parse({"model": model, **options}), SparkSession.getActiveSession()
+    chosen, session = ScoreOptions.parse({"model": model, **options}), running_session()
     if chosen.ship_weights and session is None:
         raise ConfigError("ship_weights needs a running SparkSession, and there is none; make it first")
     spec = ScorerSpec.of(chosen)

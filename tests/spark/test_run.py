@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,13 @@ def test_an_output_can_be_a_catalog_schema(spark: SparkSession, run: Run, tmp_pa
         assert spark.table("safety.runs").count() == 2
     finally:
         spark.sql("DROP SCHEMA spark_catalog.safety CASCADE")
+
+
+def test_two_runs_at_once_can_share_a_session(run: Run, images: Path, tmp_path: Path) -> None:
+    outputs = [tmp_path / "a", tmp_path / "b"]
+    with ThreadPoolExecutor(len(outputs)) as threads:
+        summaries = list(threads.map(lambda output: run(images, output), outputs))
+    assert [summary.counts.images for summary in summaries] == [len({**GOOD, **BAD})] * len(outputs)
 
 
 def test_a_schema_that_is_not_there_is_refused(run: Run, images: Path, tmp_path: Path) -> None:

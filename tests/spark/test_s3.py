@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from nsfw_spark.errors import InputError, TableError
+from nsfw_spark.errors import InputError, StorageError, TableError
 from nsfw_spark.spark import pipeline
 from nsfw_spark.spark.progress import Counts
 from tests.conftest import png
@@ -203,6 +203,22 @@ def test_of_a_store_that_fails_now_and_then_all_good_images_are_scored(
     assert store.asked["GET", "cut"]
 
 
+def test_a_file_of_sparks_own_that_the_store_never_gives_in_full_ends_the_run_in_words(
+    run: Run, store: S3Server, uri: str
+) -> None:
+    source, output = store.put(f"{uri}/photos", {"a.png": png(seed=1)}), f"{uri}/out"
+    assert run(source, output).counts.ok == 1
+    store.put(source, {"b.png": png(seed=2)})
+    store.faults = [Fault(None, keys="/offsets/", operations=("GET",), client=SPARK)]
+    with pytest.raises(
+        StorageError, match=r"^reading or writing failed: .*and the same command does the rest"
+    ):
+        run(source, output)
+    assert store.asked["GET", "cut"]
+    store.faults = []
+    assert run(source, output).counts.ok == 1
+
+
 @pytest.mark.long
 def test_in_a_week_of_nights_on_s3_alone_the_tables_add_up_each_night(
     spark: SparkSession, run: Run, filter_: Run, store: S3Server, uri: str, other_card_file: str
@@ -238,9 +254,8 @@ def test_in_a_week_of_nights_on_s3_alone_the_tables_add_up_each_night(
     assert content(spark, output).keys() == store.names(source).keys()
 
 
-def until_done(spark: SparkSession, job: Callable[[], object], delay: float) -> None:
-    """Run a job in this thread, again and again while another one refuses it."""
-    spark._jvm.SparkSession.setActiveSession(spark._jsparkSession)
+def until_done(job: Callable[[], object], delay: float) -> None:
+    """Run a job, again and again while another one refuses it."""
     sleep(delay)
     while True:
         try:
@@ -270,12 +285,12 @@ def test_two_jobs_and_a_filter_at_once_write_no_row_twice(  # noqa: PLR0913
             store.put(source, {f"{source[-1]}{number}-{i}.png": png(seed=next(_NUMBERS)) for i in range(2)})
         jobs = [partial(run, source, schema, checkpoints=place) for source, place in inputs.items()]
         if not number:  # the first makes the tables
-            until_done(spark, jobs.pop(), 0)
+            until_done(jobs.pop(), 0)
         jobs.append(partial(filter_, schema, THRESHOLD))
         with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(len(jobs)) as threads:
             if not is_locked:
                 patch.setattr(pipeline, "one_run_at_a_time", lambda _: nullcontext(enter_result=False))
-            done = [threads.submit(until_done, spark, job, chance.uniform(0, 4)) for job in jobs]
+            done = [threads.submit(until_done, job, chance.uniform(0, 4)) for job in jobs]
             for each in done:
                 each.result()
         filter_(schema, THRESHOLD)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from nsfw_spark.cli import option_help
+from nsfw_spark.cli_options import option_help
 from nsfw_spark.options import GROUPS
 
 PAGE: Final = Path(__file__).with_name("options.md")

@@ -8,14 +8,11 @@ error that the user can mend is one line (what we got, what we expected, what to
 from __future__ import annotations
 
 import json
-import os
 import sys
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
-from inspect import Parameter, Signature
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -24,8 +21,10 @@ from typer.exceptions import TyperException
 
 from nsfw_spark import __version__
 from nsfw_spark.cli_models import models
+from nsfw_spark.cli_options import Debug, add_command, help_of, option_types
+from nsfw_spark.cli_review import add_review_commands
 from nsfw_spark.errors import DeviceError, NsfwSparkError, StorageError
-from nsfw_spark.options import GROUPS, JobOptions, PeekOptions, job_options, peek_options
+from nsfw_spark.options import JobOptions, job_options
 from nsfw_spark.redact import printable, redact
 
 if TYPE_CHECKING:  # imported in the commands: `--help` and `models` need neither Java nor pyspark
@@ -38,21 +37,6 @@ _TOO_MANY_ERRORS: Final = 3
 _INTERRUPTED: Final = 130  # the convention of shells: 128 + SIGINT
 _SPARK_PACKAGES: Final = {"pyspark", "delta", "pandas", "pyarrow", "py4j"}
 _SWITCHES: Final = "A switch such as --strict is off by default; --no-strict overrides a config file."
-_METAVARS: Final = {
-    "device": "auto|cpu|cuda[:N]",
-    "format": "FORMAT",
-    "uncertain": "LOW:HIGH",
-    "heads": "NAME,…",
-    "carry": "all|none|NAME,…",
-    "policy": "SQL|FILE",
-    "source_option": "NAME=VALUE",
-    **dict.fromkeys(("model", "second"), "NAME|FILE"),
-    **dict.fromkeys(("input", "output", "checkpoints", "content_from", "model_source"), "URI"),
-    **dict.fromkeys(("content_column", "id_column", "score_class"), "NAME"),
-    "model_dir": "DIR",
-    "weights_lock": "FILE",
-}
-
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
@@ -210,148 +194,27 @@ def _add_job(name: str, job: Callable[[JobOptions], int], argument: str, fields:
 
     switches = [name for name in fields if JobOptions.model_fields[name].annotation is bool]
     types: dict[str, Any] = {
-        **_option_types(argument, fields),
+        **option_types(argument, fields),
         "config": Annotated[
             Path | None,
             typer.Option(metavar="FILE", help="YAML file with any of these options; the command line wins."),
         ],
-        "debug": Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")],
+        "debug": Debug,
         # Hidden, since help would have no room for the descriptions beside them.
         **{
             f"no_{name}": Annotated[bool, typer.Option(f"--no-{name.replace('_', '-')}", hidden=True)]
             for name in switches
         },
     }
-    _add(name, command, types, help=job.__doc__, epilog=_SWITCHES if switches else None)
+    add_command(app, name, command, types, help=job.__doc__, epilog=_SWITCHES if switches else None)
 
 
-def _add(name: str, command: Callable[..., int], types: Mapping[str, Any], **help_: str | None) -> None:
-    """Add a command whose parameters, all of them keywords, have these types for typer."""
-    command.__annotations__ = dict(types)
-    defaults = {
-        name: False if name in ("debug", "as_json") or name.startswith("no_") else None for name in types
-    }
-    command.__signature__ = Signature(  # type: ignore[attr-defined]
-        [
-            Parameter(name, Parameter.KEYWORD_ONLY, default=defaults[name], annotation=type_)
-            for name, type_ in types.items()
-        ]
-    )
-    app.command(name, **help_)(command)  # type: ignore[arg-type]
-
-
-def _option_types(argument: str, fields: Collection[str]) -> dict[str, Any]:
-    """Return the types of a command's argument and of its options, in their groups."""
-    return {
-        argument: Annotated[str | None, typer.Argument(metavar=argument.upper(), help=_help(argument))],
-        **{
-            field: _option_type(field, group.group)
-            for group in GROUPS
-            for field in group.__annotations__
-            if field in fields
-        },
-    }
-
-
-def _option_type(field: str, group: str) -> Any:  # noqa: ANN401 - a type, for typer to read
-    """Return the option of a field; its value stays text, which `JobOptions` validates."""
-    flag, metavar, default, text = option_help(field)
-    if _OPTIONS[field].annotation is bool:
-        return Annotated[bool | None, typer.Option(flag, help=text, rich_help_panel=group)]
-    text += f" Default: {default}." if default else ""
-    option = typer.Option(flag, metavar=metavar, help=text, show_default=False, rich_help_panel=group)
-    return Annotated[list[str] | None, option] if field == "source_option" else Annotated[str | None, option]
-
-
-def option_help(field: str) -> tuple[str, str, str, str]:
-    """Return an option's name, its values, its default and its meaning; empty where there is none."""
-    info = _OPTIONS[field]
-    name = field.upper() if field == "input" else f"--{field.replace('_', '-')}"
-    if info.annotation is bool:
-        return name, "", "off", _help(field)
-    default = "" if info.default is None or info.is_required() else _as_text(info.default)
-    return name, _METAVARS.get(field) or _metavar(info.annotation), default, _help(field)
-
-
-def _metavar(type_: Any) -> str:  # noqa: ANN401 - any annotation
-    """Return the values of a type as help shows them: `INT`, `auto|cpu`, `INT|auto`."""
-    if get_origin(type_) is Literal:
-        return "|".join(str(value) for value in get_args(type_))
-    if parts := [part for part in get_args(type_) if part is not NoneType]:
-        return "|".join(_metavar(part) for part in parts)
-    return {int: "INT", float: "NUMBER"}.get(type_, "TEXT")
-
-
-def _as_text(value: Any) -> str:  # noqa: ANN401 - any default
-    if isinstance(value, tuple):
-        return ":".join(f"{each:g}" for each in value)
-    return (
-        f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
-    )
-
-
-def _help(field: str) -> str:
-    return str(_OPTIONS[field].description).replace("\n", " ")
-
-
-_OPTIONS: Final = {**PeekOptions.model_fields, **JobOptions.model_fields}
 _OF_FILTER: Final = ("threshold", "policy", "content_from")
-_OF_PEEK: Final = (
-    *("n", "seed", "format", "glob", "content_column", "threshold"),
-    *("model", "heads", "score_class", "strict", "second", "uncertain"),
-    *("model_dir", "model_source", "weights_lock", "device", "batch_size"),
-    *("max_pixels", "max_bytes", "decode_timeout_seconds"),
-)
 _FIELDS: Final = [field for field in JobOptions.model_fields if field != "input"]
 _add_job("run", _run, "input", _FIELDS)
 _add_job("score", _score_only, "input", [field for field in _FIELDS if field not in _OF_FILTER])
 _add_job("filter", _filter, "output", (*_OF_FILTER, "content_column", "id_column"))
-
-
-def _peek(*, as_json: bool, debug: bool, **given: Any) -> int:  # noqa: ANN401, ARG001 - see main
-    """Score a sample of INPUT, print what is in it, and write nothing; needs neither Spark nor Java."""
-    from nsfw_spark.peek import peek
-    from nsfw_spark.peek_report import Terminal, report
-
-    show = _progress()
-    try:
-        found = peek(peek_options(given), show)
-    except KeyboardInterrupt:
-        show("")
-        typer.echo("nsfw-spark: interrupted; a peek writes nothing", err=True)
-        os._exit(_INTERRUPTED)  # a thread may be in a batch of a large model for seconds
-    finally:
-        show("")
-    typer.echo(json.dumps(found.as_dict()) if as_json else report(found, Terminal.of(sys.stdout)))
-    return _DONE
-
-
-def _progress() -> Callable[[str], None]:
-    """Return a function that shows one line on a terminal, in place of the line before."""
-    if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
-        return lambda _: None
-
-    def show(words: str) -> None:
-        sys.stderr.write(f"\r\x1b[K{words}")
-        sys.stderr.flush()
-
-    return show
-
-
-_add(
-    "peek",
-    _peek,
-    {
-        **_option_types("input", _OF_PEEK),
-        "input": Annotated[
-            str | None,
-            typer.Argument(metavar="INPUT", help="Directory, file or URI of images, tars or Parquet files."),
-        ],
-        "as_json": Annotated[bool, typer.Option("--json", help="Print one JSON document in place of text.")],
-        "debug": Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")],
-    },
-    help=_peek.__doc__,
-)
+add_review_commands(app)
 
 
 @app.command("export")
@@ -374,8 +237,10 @@ def export_images(  # noqa: PLR0913 - each is an option
             help="URI of the images, if they are neither in the table nor where they were scored.",
         ),
     ] = None,
-    content_column: Annotated[str | None, typer.Option(metavar="NAME", help=_help("content_column"))] = None,
-    id_column: Annotated[str | None, typer.Option(metavar="NAME", help=_help("id_column"))] = None,
+    content_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help=help_of("content_column"))
+    ] = None,
+    id_column: Annotated[str | None, typer.Option(metavar="NAME", help=help_of("id_column"))] = None,
     images_per_shard: Annotated[
         int, typer.Option(metavar="INT", min=1, help="Largest number of images in one file.")
     ] = 10_000,
@@ -385,7 +250,7 @@ def export_images(  # noqa: PLR0913 - each is an option
             metavar="NUMBER", min=0, max=1, help="Share of missing images above which the exit status is 3."
         ),
     ] = 0.1,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001 - see main
+    debug: Debug = False,  # noqa: ARG001 - see main
 ) -> int:
     """Write the images that passed as tars or Parquet files, for training, with a manifest."""
     from nsfw_spark.spark.export import ExportOptions, ShardSize, export_job
@@ -404,7 +269,7 @@ def fetch_jars_of_stores(
     *,
     s3: Annotated[bool, typer.Option("--s3", help="Add the connector for s3a:// (16 MB).")] = False,
     azure: Annotated[bool, typer.Option("--azure", help="Add the connector for abfss://.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001 - see main
+    debug: Debug = False,  # noqa: ARG001 - see main
 ) -> None:
     """Download Spark's jars for Delta Lake and for stores, for machines without a network."""
     from nsfw_spark.spark.jars import fetch_jars

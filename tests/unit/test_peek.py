@@ -23,13 +23,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from nsfw_spark import cli, listing, peek, sample
+from nsfw_spark import cli_review
 from nsfw_spark.errors import ConfigError, ImageError, InputError
 from nsfw_spark.formats import find_format, glob_pattern
 from nsfw_spark.options import peek_options
-from nsfw_spark.peek_report import Terminal, cut, report
 from nsfw_spark.redact import printable
-from nsfw_spark.sample import Count, Sample, SampledImage, take_sample
+from nsfw_spark.review import listing, peek, peek_sample
+from nsfw_spark.review.peek_sample import Count, Sample, SampledImage, take_sample
+from nsfw_spark.review.peek_text import Terminal, cut, report
 from tests.conftest import PHOTOS, grey
 from tests.fakes import brightness_card, until
 from tests.poison import POISONOUS, poisoned
@@ -618,7 +619,7 @@ def test_an_error_of_a_thread_is_an_error_of_the_peek(
     def fails(*_: object) -> None:
         raise ConfigError("no reader")
 
-    monkeypatch.setattr(sample, "_content", fails)
+    monkeypatch.setattr(peek_sample, "_content", fails)
     with pytest.raises(ConfigError, match="no reader"):
         peek.peek(peek_options({"input": str(images), "model": str(card)}))
 
@@ -654,5 +655,5 @@ def test_a_format_is_found_by_names() -> None:
 
 
 def test_the_progress_is_shown_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
-    cli._progress()("words")
+    cli_review._progress()("words")
     assert capsys.readouterr().err == ""

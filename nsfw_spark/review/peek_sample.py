@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from nsfw_spark.decode import too_long
 from nsfw_spark.errors import ImageError, InputError
 from nsfw_spark.formats import FILES, NAMES_SEEN, SUFFIXES, find_format, has_suffix
-from nsfw_spark.listing import EXPECTED, ListedFile, Listing, list_files, open_storage
 from nsfw_spark.options import PeekOptions
+from nsfw_spark.review.listing import EXPECTED, ListedFile, Listing, list_files, open_storage
 
 if TYPE_CHECKING:  # image files on this machine are sampled without pyarrow
     import pyarrow as pa

@@ -1,6 +1,6 @@
 """Scores a sample of an input without Spark, to see what a run would find and how long it would take.
 
-In: the options of `nsfw-spark peek`. Out: a `Peek`, from which `peek_report` makes text. Writes nothing.
+In: the options of `nsfw-spark peek`. Out: a `Peek`, from which `peek_text` makes text. Writes nothing.
 
     sample ── images ──► threads, each with a scorer ── decode, in a child process each ──► one model
 
@@ -26,7 +26,7 @@ import numpy as np
 from nsfw_spark.cascade import Cascade, model_specs, open_scorers
 from nsfw_spark.errors import Status
 from nsfw_spark.options import JobOptions, PeekOptions, SampleOptions
-from nsfw_spark.sample import Count, Sample, SampledImage, take_sample
+from nsfw_spark.review.peek_sample import Count, Sample, SampledImage, take_sample
 from nsfw_spark.scorer import Content, Scorer
 from nsfw_spark.uris import absolute_uri, is_listed_in
 

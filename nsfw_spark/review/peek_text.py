@@ -14,8 +14,8 @@ from typing import Final, NamedTuple, TextIO
 
 from rich.cells import cell_len
 
-from nsfw_spark.peek import NUM_BINS, Found, Peek, bin_of, duration
 from nsfw_spark.redact import printable, redact
+from nsfw_spark.review.peek import NUM_BINS, Found, Peek, bin_of, duration
 
 _COLUMNS: Final = 80
 _BAR: Final = 42  # columns

@@ -42,6 +42,8 @@ class DecodedImage:
     """Further views of the image, at most `MOST_VIEWS` - 1."""
     num_frames: int = 1
     """Number of frames or pages that the views show."""
+    is_turned: bool = False
+    """Whether the upright image is as wide as `header` says it is high; False with further views."""
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -85,5 +87,6 @@ def decode(
             (first, *further), num_frames = views_of(opened, preprocessing, limits)
             return DecodedImage(first.pixels, opened.header, tuple(further), num_frames)
         frame = load_frame(opened, preprocessing)
-        box = crop_box(*frame.upright_size, preprocessing)
-        return DecodedImage(crop(frame, box, preprocessing), opened.header)
+        size, header = frame.upright_size, opened.header
+        pixels = crop(frame, crop_box(*size, preprocessing), preprocessing)
+        return DecodedImage(pixels, header, is_turned=size != (header.width, header.height))

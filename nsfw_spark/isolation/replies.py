@@ -5,7 +5,7 @@ The child speaks first. Each line is a message: its head, then its body::
     parent                                   child
                                              ◄─ {}: it is ready
     {preprocessing, options}, content        ─►
-                                             ◄─ {header, views, frames}, pixels uint8 (V, S, S, 3),
+                                             ◄─ {header, views, frames, turned}, pixels uint8 (V, S, S, 3),
                                                 or {header, status, message}: an `ImageError`,
                                                 or {error, message}: a defect of this project
 
@@ -35,8 +35,9 @@ def reply_of(outcome: DecodedImage | Exception) -> tuple[dict[str, Any], list[np
     head: dict[str, Any] = {"header": header and [header.width, header.height, header.format]}
     if isinstance(outcome, ImageError):
         return {**head, "status": outcome.status, "message": outcome.message}, []
-    views = {"views": [view.name for view in outcome.further], "frames": outcome.num_frames}
-    return {**head, **views}, [np.ascontiguousarray(view.pixels) for view in outcome.views]
+    head |= {"views": [view.name for view in outcome.further], "frames": outcome.num_frames}
+    head["turned"] = outcome.is_turned
+    return head, [np.ascontiguousarray(view.pixels) for view in outcome.views]
 
 
 def read_reply(
@@ -69,10 +70,12 @@ def read_reply(
 
 def _decoded(head: Mapping[str, Any], pixels: npt.NDArray[np.uint8], header: ImageHeader) -> DecodedImage:
     """Return a decoded image from pixels, uint8, shape (V, S, S, 3)."""
-    names, num_frames = [CENTRE, *head["views"]], head["frames"]
+    names, num_frames, is_turned = [CENTRE, *head["views"]], head["frames"], head["turned"]
     if not all(isinstance(name, str) and name.isascii() for name in names):
         raise ValueError(f"expected names of views, got {names!r:.100}")
     if not isinstance(num_frames, int) or not 1 <= num_frames <= MOST_VIEWS:
         raise ValueError(f"expected a number of frames, got {num_frames!r:.100}")
+    if not isinstance(is_turned, bool):
+        raise ValueError(f"expected whether the image is turned, got {is_turned!r:.100}")
     first, *further = (View(name, view) for name, view in zip(names, pixels, strict=True))
-    return DecodedImage(first.pixels, header, tuple(further), num_frames)
+    return DecodedImage(first.pixels, header, tuple(further), num_frames, is_turned)

@@ -17,11 +17,12 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from nsfw_spark.errors import ImageError
+from nsfw_spark.errors import ImageError, InputError
 from nsfw_spark.readers.chunk import CHUNK_ROWS
 from nsfw_spark.readers.storage import Storage
 from nsfw_spark.spark.schema import CONTENT
 from nsfw_spark.spark.sources import ListedFiles, Source, SourceOptions, open_source
+from nsfw_spark.spark.tables import RUNS, Output
 
 _READS_AT_ONCE: Final = 8  # in a task; a bucket answers each read in tens of milliseconds
 _TASK_BYTES: Final = 128 << 20
@@ -93,6 +94,30 @@ def open_contents(
         return None
     options = SourceOptions(uri, content_column=content_column, id_column=id_column, carry="none")
     return Contents((open_source(spark, options),))
+
+
+def recorded_contents(
+    output: Output, content_column: str | None = None, id_column: str | None = None
+) -> tuple[Contents, list[str]]:
+    """Open the inputs that the table `runs` names; return their images and the problems of other inputs."""
+    sources: list[Source] = []
+    problems: list[str] = []
+    for uri in _recorded_inputs(output):
+        try:
+            sources.append(
+                open_source(output.spark, SourceOptions(uri, "auto", None, content_column, id_column, "none"))
+            )
+        except InputError as error:
+            problems.append(str(error))
+    return Contents(tuple(sources)), problems
+
+
+def _recorded_inputs(output: Output) -> list[str]:
+    """Return the inputs of all runs so far, sorted by name."""
+    if not output.exists(RUNS):
+        return []
+    inputs = output.table(RUNS).select("input").filter(F.col("input").isNotNull())
+    return sorted(row.input for row in inputs.distinct().collect())
 
 
 def _with_column(rows: DataFrame) -> DataFrame:

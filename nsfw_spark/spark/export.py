@@ -28,12 +28,11 @@ from nsfw_spark.options import JobOptions
 from nsfw_spark.readers.storage import HADOOP_PREFIXES, Storage
 from nsfw_spark.shards import KEY, SHARD, TEMPORARY, Shard, ShardFormat, ShardWriter
 from nsfw_spark.spark import schema
-from nsfw_spark.spark.content import Contents, open_contents
+from nsfw_spark.spark.content import Contents, open_contents, recorded_contents
 from nsfw_spark.spark.filtered import FilterState, filter_state
 from nsfw_spark.spark.hadoop import delete, file_system, list_names, settings
 from nsfw_spark.spark.session import get_session
-from nsfw_spark.spark.sources import Source, SourceOptions, open_source
-from nsfw_spark.spark.tables import PROPERTY, RUNS, Output, last_version
+from nsfw_spark.spark.tables import PROPERTY, Output, last_version
 from nsfw_spark.uris import absolute_uri
 
 MANIFEST: Final = "manifest.json"
@@ -190,14 +189,8 @@ def _contents(options: JobOptions, table: _Table) -> Contents:
         return named
     if "content" in table.rows.columns:
         return Contents(())
-    sources: list[Source] = []
-    problems: list[str] = []
-    for uri in _recorded_inputs(table.output):
-        try:
-            sources.append(open_source(spark, SourceOptions(uri, "auto", None, *columns, "none")))
-        except InputError as error:
-            problems.append(str(error))
-    if not sources:
+    recorded, problems = recorded_contents(table.output, *columns)
+    if not recorded.sources:
         problem = "; ".join(problems) or "the table runs names no input"
         raise InputError(
             f"{table.output.name(table.name)} has no column content, and its images are not where they were "
@@ -205,15 +198,7 @@ def _contents(options: JobOptions, table: _Table) -> Contents:
         )
     for problem in problems:
         sys.stderr.write(f"nsfw-spark: left out: {problem}\n")
-    return Contents(tuple(sources))
-
-
-def _recorded_inputs(output: Output) -> list[str]:
-    """Return the inputs of all runs so far, sorted by name."""
-    if not output.exists(RUNS):
-        return []
-    inputs = output.table(RUNS).select("input").filter(F.col("input").isNotNull())
-    return sorted(row.input for row in inputs.distinct().collect())
+    return recorded
 
 
 def _claim(spark: SparkSession, location: str) -> str:

@@ -16,7 +16,7 @@ from nsfw_spark.wire import MessageError
 SHAPE = (2, 2, 3)
 HEADER = ImageHeader(60, 40, "PNG")
 PIXELS = bytes(range(12))
-DECODED = {"header": [60, 40, "PNG"], "views": [], "frames": 1}
+DECODED = {"header": [60, 40, "PNG"], "views": [], "frames": 1, "turned": False}
 
 
 def arrived(outcome: DecodedImage | Exception) -> DecodedImage | ImageError:
@@ -40,8 +40,9 @@ def test_an_error_arrives_as_it_was(outcome: ImageError) -> None:
 
 def test_pixels_arrive_as_they_were_though_they_are_a_view() -> None:
     pixels = np.frombuffer(PIXELS, np.uint8).reshape(SHAPE)[:, ::-1]
-    found = arrived(DecodedImage(pixels, HEADER))
+    found = arrived(DecodedImage(pixels, HEADER, is_turned=True))
     assert isinstance(found, DecodedImage)
+    assert found.is_turned
     assert np.array_equal(found.pixels, pixels)
     assert found.header == HEADER
 
@@ -86,6 +87,7 @@ def test_a_defect_is_raised_and_named() -> None:
         ({**DECODED, "frames": 0}, PIXELS),
         ({**DECODED, "frames": MOST_VIEWS + 1}, PIXELS),
         ({**DECODED, "frames": "1"}, PIXELS),
+        ({**DECODED, "turned": 1}, PIXELS),
         ({"header": None, "status": "ok", "message": ""}, b""),
         ({"header": None, "status": "fine", "message": ""}, b""),
         ({"header": None, "status": ["ok"], "message": ""}, b""),

@@ -95,7 +95,8 @@ class Cascade:
             ConfigError: The two are not scores, the lower one first.
         """
         self.first, self.second, self.band = first, second, Band.of(low, high)
-        self.card, self.device, self.batch_size = first.card, first.device, first.batch_size
+        self.card, self.device, self.decoder = first.card, first.device, first.decoder
+        self.batch_size = first.batch_size
         self.fingerprint = cascade_fingerprint(first.fingerprint, second.fingerprint, self.band)
         one, other = first.self_check, second.self_check
         self.self_check = None if one is None or other is None else joined(one, other)

@@ -11,12 +11,11 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from typer.exceptions import TyperException
 
 from nsfw_spark import __version__
@@ -28,7 +27,7 @@ from nsfw_spark.options import JobOptions, job_options
 from nsfw_spark.redact import printable, redact
 
 if TYPE_CHECKING:  # imported in the commands: `--help` and `models` need neither Java nor pyspark
-    from nsfw_spark.spark.runs import RunSummary
+    from nsfw_spark.spark.summary import RunSummary
 
 _DONE: Final = 0
 _UNEXPECTED: Final = 1
@@ -112,25 +111,25 @@ def print_version() -> None:
 # run, score and filter
 
 
-def _run(options: JobOptions) -> int:
+def _run(options: JobOptions, *, as_json: bool) -> int:
     """Score the images that are new in INPUT, then bring the filtered tables up to date."""
-    return _score(options, with_filter=True)
+    return _score(options, with_filter=True, as_json=as_json)
 
 
-def _score_only(options: JobOptions) -> int:
+def _score_only(options: JobOptions, *, as_json: bool) -> int:
     """Score the images that are new in INPUT; leave the filtered tables alone."""
-    return _score(options, with_filter=False)
+    return _score(options, with_filter=False, as_json=as_json)
 
 
-def _filter(options: JobOptions) -> int:
+def _filter(options: JobOptions, *, as_json: bool) -> int:
     """Bring the filtered tables of OUTPUT up to date under a policy; needs no model and no GPU."""
     from nsfw_spark.spark.pipeline import filter_job
 
-    _show(filter_job(options), options)
+    _show(filter_job(options), options, as_json=as_json)
     return _DONE
 
 
-def _score(options: JobOptions, *, with_filter: bool) -> int:
+def _score(options: JobOptions, *, with_filter: bool, as_json: bool) -> int:
     from nsfw_spark.spark.pipeline import run_job
 
     summary = run_job(options, with_filter=with_filter)
@@ -142,41 +141,21 @@ def _score(options: JobOptions, *, with_filter: bool) -> int:
             f"--max-error-rate {options.max_error_rate} allows",
             err=True,
         )
-    if counts.files_lost:
-        typer.echo(
-            f"nsfw-spark: storage failed to give {counts.files_lost:,} files, or parts of them; run again",
-            err=True,
-        )
-    _show(summary, options)
+    _show(summary, options, as_json=as_json)
     return _TOO_MANY_ERRORS if has_too_many or counts.files_lost else _DONE
 
 
-def _show(summary: RunSummary, options: JobOptions) -> None:
-    """Print the tables' sizes for people and the result for programs."""
-    table = Table("table", "rows", "of this run", box=None)
-    table.columns[1].justify = table.columns[2].justify = "right"
-    counts = summary.counts
-    new = {
-        "image_scores": counts.images,
-        "safe_images": counts.safe,
-        "flagged_images": counts.flagged,
-        "quarantined_images": counts.quarantined,
-    }
-    for name, rows in summary.totals.items():
-        table.add_row(name, f"{rows:,}", "" if new[name] is None else f"{new[name]:,}")
-    console = Console(stderr=True)
-    console.print(table)
-    lines = [f"{image_id}: {status}, {error}" for image_id, status, error in summary.unscored]
-    if counts.quarantined > len(summary.unscored):
-        lines.append(
-            f"all reasons: column `error` of quarantined_images (score: image_scores) in {options.output}"
-        )
-    for line in lines:
-        console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
+def _show(summary: RunSummary, options: JobOptions, *, as_json: bool) -> None:
+    """Print what the job did, for people, and the result for programs."""
+    if not as_json:
+        from nsfw_spark.spark.summary import summary_lines
+
+        for line in summary_lines(replace(summary, output=options.output)):
+            typer.echo(line, err=True)
     typer.echo(json.dumps(summary.as_dict()))
 
 
-def _add_job(name: str, job: Callable[[JobOptions], int], argument: str, fields: Collection[str]) -> None:
+def _add_job(name: str, job: Callable[..., int], argument: str, fields: Collection[str]) -> None:
     """Add a command whose options are fields of `JobOptions`, with their docstrings as help.
 
     Args:
@@ -186,11 +165,11 @@ def _add_job(name: str, job: Callable[[JobOptions], int], argument: str, fields:
         fields: The fields that have one.
     """
 
-    def command(config: Path | None, *, debug: bool, **given: Any) -> int:  # noqa: ANN401, ARG001 - see main
+    def command(config: Path | None, *, debug: bool, as_json: bool, **given: Any) -> int:  # noqa: ANN401, ARG001 - see main
         for switch in switches:
             if given.pop(f"no_{switch}"):
                 given[switch] = False
-        return job(job_options(given, config))
+        return job(job_options(given, config), as_json=as_json)
 
     switches = [name for name in fields if JobOptions.model_fields[name].annotation is bool]
     types: dict[str, Any] = {
@@ -199,6 +178,7 @@ def _add_job(name: str, job: Callable[[JobOptions], int], argument: str, fields:
             Path | None,
             typer.Option(metavar="FILE", help="YAML file with any of these options; the command line wins."),
         ],
+        "as_json": Annotated[bool, typer.Option("--json", help="Print the JSON alone, no text for people.")],
         "debug": Debug,
         # Hidden, since help would have no room for the descriptions beside them.
         **{

@@ -1,4 +1,4 @@
-"""The commands that show images and scores: `peek`.
+"""The commands that show images and scores: `peek` and `report`.
 
 They take text from `nsfw_spark.review` and print it; results go to standard output, progress to standard
 error.
@@ -10,12 +10,14 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
-from nsfw_spark.cli_options import Debug, Json, add_command, option_types
-from nsfw_spark.options import peek_options
+from nsfw_spark.cli_options import Debug, Json, add_command, help_of, option_types
+from nsfw_spark.errors import ConfigError
+from nsfw_spark.options import job_options, peek_options
 
 _DONE: Final = 0
 _INTERRUPTED: Final = 130  # the convention of shells: 128 + SIGINT
@@ -27,20 +29,26 @@ _OF_PEEK: Final = (
 )
 
 
-def _peek(*, as_json: bool, debug: bool, **given: Any) -> int:  # noqa: ANN401, ARG001 - see main
+def _peek(*, html: Path | None, as_json: bool, debug: bool, **given: Any) -> int:  # noqa: ANN401, ARG001 - see main
     """Score a sample of INPUT, print what is in it, and write nothing; needs neither Spark nor Java."""
     from nsfw_spark.review.peek import peek
     from nsfw_spark.review.peek_text import Terminal, report
 
     show = _progress()
     try:
-        found = peek(peek_options(given), show)
+        found = peek(peek_options(given), show, with_thumbnails=html is not None)
     except KeyboardInterrupt:
         show("")
         typer.echo("nsfw-spark: interrupted; a peek writes nothing", err=True)
         os._exit(_INTERRUPTED)  # a thread may be in a batch of a large model for seconds
     finally:
         show("")
+    if html is not None:
+        from nsfw_spark.review.page import render, write_page
+        from nsfw_spark.review.peek_page import report_of
+
+        write_page(render(report_of(found)), html)
+        typer.echo(f"nsfw-spark: wrote {html}: open it in a browser", err=True)
     typer.echo(json.dumps(found.as_dict()) if as_json else report(found, Terminal.of(sys.stdout)))
     return _DONE
 
@@ -71,8 +79,71 @@ def add_review_commands(app: typer.Typer) -> None:
                     metavar="INPUT", help="Directory, file or URI of images, tars or Parquet files."
                 ),
             ],
+            "html": Annotated[
+                Path | None,
+                typer.Option(metavar="FILE", help="Write a page with the images and two thresholds too."),
+            ],
             "as_json": Json,
             "debug": Debug,
         },
         help=_peek.__doc__,
     )
+    app.command("report")(report_on_tables)
+
+
+def report_on_tables(  # noqa: PLR0913 - each is an option
+    *,
+    output: Annotated[str, typer.Argument(help="Directory or catalog schema with the tables.")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="File for the page.")] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Open the page in a browser, from 127.0.0.1, until Ctrl-C.")
+    ] = False,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,…",
+            help="Columns to break counts down by; also host and directory.",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER", min=0, max=1, help="Lower threshold at first; default: that of the last run."
+        ),
+    ] = None,
+    examples: Annotated[
+        int, typer.Option(metavar="INT", min=0, max=600, help="Images with a score on the page.")
+    ] = 300,
+    seed: Annotated[
+        int, typer.Option(metavar="INT", help="Number that chooses the images; the same chooses the same.")
+    ] = 0,
+    content_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI",
+            help="URI of the images, if they are neither in the table nor where they were scored.",
+        ),
+    ] = None,
+    content_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help=help_of("content_column"))
+    ] = None,
+    id_column: Annotated[str | None, typer.Option(metavar="NAME", help=help_of("id_column"))] = None,
+    debug: Debug = False,  # noqa: ARG001 - see main
+) -> int:
+    """Write a page about the tables of OUTPUT: what two thresholds would do, and images to look at."""
+    if html is None and not serve:
+        raise ConfigError("got neither --html FILE nor --serve; expected a file for the page, or --serve")
+    from nsfw_spark.review.page import render, serve_page, write_page
+    from nsfw_spark.spark.report import ReportView, report_job
+
+    names = tuple(name.strip() for name in by.split(",")) if by else ()
+    columns = {"content_column": content_column, "id_column": id_column}
+    options = job_options({"output": output, "content_from": content_from, **columns})
+    report = report_job(options, ReportView(examples, seed, names, threshold))
+    page = render(report)
+    if html is not None:
+        write_page(page, html)
+        typer.echo(f"nsfw-spark: wrote {html}: open it in a browser", err=True)
+    if serve:
+        serve_page(page)
+    return _DONE

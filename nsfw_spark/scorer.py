@@ -191,6 +191,7 @@ class Scorer:
         device: `cpu` or `cuda:N`.
         self_check: The model's answer to the built-in test image when it was loaded.
         batch_size: Images that go to the model at once.
+        decoder: Decodes the images.
         timings: Seconds spent since the last `take_timings`.
     """
 
@@ -206,7 +207,7 @@ class Scorer:
         self.fingerprint = scores_fingerprint(predictor.fingerprint, strict=options.get("strict", False))
         self.batch_size = predictor.batch_size
         self.timings = Timings()
-        self._predictor, self._decoder = predictor, decoder
+        self._predictor, self.decoder = predictor, decoder
         self._options = options
 
     def score(self, contents: Sequence[Content]) -> list[ImageScore]:
@@ -308,7 +309,7 @@ class Scorer:
                 )
             length, digest = len(content), hashlib.sha256(content).hexdigest()
         try:
-            decoded = self._decoder(content, self.card.preprocessing, **self._options)
+            decoded = self.decoder(content, self.card.preprocessing, **self._options)
         except ImageError as error:
             return unscored(error.status, error.message, error.header, length, digest), []
         row = unscored("ok", None, decoded.header, length, digest)

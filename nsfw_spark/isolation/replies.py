@@ -76,6 +76,6 @@ def _decoded(head: Mapping[str, Any], pixels: npt.NDArray[np.uint8], header: Ima
     if not isinstance(num_frames, int) or not 1 <= num_frames <= MOST_VIEWS:
         raise ValueError(f"expected a number of frames, got {num_frames!r:.100}")
     if not isinstance(is_turned, bool):
-        raise ValueError(f"expected whether the image is turned, got {is_turned!r:.100}")
+        raise TypeError(f"expected whether the image is turned, got {is_turned!r:.100}")
     first, *further = (View(name, view) for name, view in zip(names, pixels, strict=True))
     return DecodedImage(first.pixels, header, tuple(further), num_frames, is_turned)

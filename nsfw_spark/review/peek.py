@@ -24,9 +24,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from nsfw_spark.cascade import Cascade, model_specs, open_scorers
-from nsfw_spark.errors import Status
+from nsfw_spark.decode import DecodeOptions
+from nsfw_spark.errors import ImageError, Status
 from nsfw_spark.options import JobOptions, PeekOptions, SampleOptions
 from nsfw_spark.review.peek_sample import Count, Sample, SampledImage, take_sample
+from nsfw_spark.review.thumbnail import thumbnail
 from nsfw_spark.scorer import Content, Scorer
 from nsfw_spark.uris import absolute_uri, is_listed_in
 
@@ -50,6 +52,8 @@ class Found(NamedTuple):
     """nsfw_score; None unless ok."""
     error: str | None
     """Why there is no score; None when ok."""
+    thumbnail: bytes | None = None
+    """WebP; None unless it was asked for and could be made."""
 
 
 @dataclass(frozen=True)
@@ -171,12 +175,18 @@ class Peek:
         }
 
 
-def peek(options: PeekOptions, progress: Callable[[str], None] = lambda _: None) -> Peek:
+def peek(
+    options: PeekOptions,
+    progress: Callable[[str], None] = lambda _: None,
+    *,
+    with_thumbnails: bool = False,
+) -> Peek:
     """Score a sample of an input.
 
     Args:
         options: The options of `nsfw-spark peek`.
         progress: Gets a few words now and then, for people.
+        with_thumbnails: Keep a thumbnail of each image with a score.
 
     Raises:
         InputError: The input is absent, empty, or of a shape that a peek cannot read.
@@ -189,7 +199,7 @@ def peek(options: PeekOptions, progress: Callable[[str], None] = lambda _: None)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with open_scorers(min(cores, _MOST_THREADS, options.n), options) as scorers:
         started, images = time.monotonic(), []
-        for image in _scored(sample, scorers):
+        for image in _scored(sample, scorers, options.decode if with_thumbnails else None):
             images.append(image)
             left = (options.n - len(images)) * (time.monotonic() - started) / len(images)
             progress(f"scored {len(images):,} of at most {options.n:,} images, {duration(left)} left")
@@ -220,14 +230,19 @@ def duration(seconds: float) -> str:
     return f"about {seconds / _DAY:,.0f} days"
 
 
-def _scored(sample: Sample, scorers: Sequence[Scorer | Cascade]) -> Iterator[Found]:
-    """Yield the images of a sample as they are scored, in any order."""
+def _scored(
+    sample: Sample, scorers: Sequence[Scorer | Cascade], limits: DecodeOptions | None
+) -> Iterator[Found]:
+    """Yield the images of a sample as they are scored, in any order; with limits, with thumbnails."""
     images, done = _Shared(sample.images), SimpleQueue[Found | BaseException | None]()
 
     def score(scorer: Scorer | Cascade) -> None:
         try:
-            for image, row in scorer.score_each(images):
-                done.put(Found(image, row.status, row.nsfw_score, row.error))
+            keyed = (((image, content), content) for image, content in images)
+            for (image, content), row in scorer.score_each(keyed):
+                is_shown = limits is not None and row.status == "ok"
+                small = _thumbnail(content, scorer, limits or {}) if is_shown else None
+                done.put(Found(image, row.status, row.nsfw_score, row.error, small))
             done.put(None)
         except BaseException as error:  # noqa: BLE001 - raised below, in the main thread
             done.put(error)
@@ -244,6 +259,13 @@ def _scored(sample: Sample, scorers: Sequence[Scorer | Cascade]) -> Iterator[Fou
             num_running -= 1
         else:
             yield outcome
+
+
+def _thumbnail(content: Content, scorer: Scorer | Cascade, limits: DecodeOptions) -> bytes | None:
+    try:
+        return thumbnail(content, scorer.decoder, **limits)
+    except ImageError:  # scored, but its child ran out of memory or time now
+        return None
 
 
 class _Shared(Iterator[tuple[SampledImage, Content]]):

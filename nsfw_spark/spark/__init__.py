@@ -11,9 +11,10 @@ from __future__ import annotations
 from nsfw_spark.options import JobOptions
 from nsfw_spark.spark.filtered import keep_safe
 from nsfw_spark.spark.images import read_images
+from nsfw_spark.spark.notebook import show_report
 from nsfw_spark.spark.pipeline import filter_job, run, run_job
-from nsfw_spark.spark.runs import RunSummary
 from nsfw_spark.spark.session import get_session
+from nsfw_spark.spark.summary import RunSummary
 from nsfw_spark.spark.udf import score_images, score_udf
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "run_job",
     "score_images",
     "score_udf",
+    "show_report",
 ]

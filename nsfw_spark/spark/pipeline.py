@@ -7,6 +7,7 @@ a nightly job scores exactly the new images.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,12 +28,14 @@ from nsfw_spark.spark.job import ScoringJob
 from nsfw_spark.spark.lock import one_run_at_a_time
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import Counts
-from nsfw_spark.spark.runs import RunRecord, RunSummary, count_tables, record_interrupted
+from nsfw_spark.spark.report import pictured
+from nsfw_spark.spark.runs import RunRecord, count_tables, record_interrupted
 from nsfw_spark.spark.schema import SCORE
 from nsfw_spark.spark.scorer_spec import ScorerSpec
 from nsfw_spark.spark.scoring import ImageScoring
 from nsfw_spark.spark.session import get_session, num_slots, starts_local_session
 from nsfw_spark.spark.sources import Limit, Source, SourceOptions, open_source
+from nsfw_spark.spark.summary import RunSummary
 from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 from nsfw_spark.spark.udf import new_run_id
 from nsfw_spark.spark.vector_scoring import VectorScoring
@@ -67,8 +70,15 @@ def run(
     Raises:
         NsfwSparkError: See `run_job`.
     """
-    given = {"input": input, "output": output, "model": model, **options}
-    return run_job(JobOptions.parse(given))
+    given = JobOptions.parse({"input": input, "output": output, "model": model, **options})
+    summary = run_job(given)
+    return pictured(summary, given) if _is_notebook() and summary.counts.ok else summary
+
+
+def _is_notebook() -> bool:
+    """Whether this process shows the values of its cells, as Jupyter and Databricks do."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return getattr(shell, "kernel", None) is not None
 
 
 def run_job(options: JobOptions, *, with_filter: bool = True) -> RunSummary:

@@ -29,6 +29,7 @@ from nsfw_spark.spark import schema
 from nsfw_spark.spark.content import Contents, open_contents, recorded_contents
 from nsfw_spark.spark.policy import is_ok
 from nsfw_spark.spark.session import get_session, num_slots, tries_once
+from nsfw_spark.spark.summary import RunSummary
 from nsfw_spark.spark.tables import IMAGE_SCORES, RUNS, Output, properties
 from nsfw_spark.spark.worker import task_decoder
 
@@ -104,6 +105,23 @@ def report_job(options: JobOptions, view: ReportView) -> Report:
         filter_command=f"nsfw-spark filter {options.output} --threshold {{threshold}}",
     )
     return _with_examples(report, rows, output, options, view)
+
+
+def pictured(summary: RunSummary, options: JobOptions) -> RunSummary:
+    """Return the summary of a run with a histogram and thumbnails, for a notebook.
+
+    Args:
+        summary: Of a run that has ended.
+        options: As for `report_job`.
+    """
+    output = Output.of(get_session(), options)
+    rows = output.table(IMAGE_SCORES).filter(F.col("run_id") == summary.run_id)
+    bins = _Counted.of(rows, []).bins
+    shown = rows.filter(F.col("image_id").isin([image_id for image_id, _ in summary.highest]))
+    chosen = _collected(shown, ReportView())
+    thumbnails = _thumbnails(chosen, rows, _contents(rows, output, options)[0])
+    made = {image_id: small for image_id, (small, _) in thumbnails.items() if small is not None}
+    return replace(summary, histogram=histogram(bins), thumbnails=made)
 
 
 @dataclass(frozen=True)

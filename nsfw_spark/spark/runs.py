@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import reduce
 from importlib import metadata
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 import nsfw_spark
@@ -21,6 +22,7 @@ from nsfw_spark.scorer import Timings
 from nsfw_spark.spark import schema
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.progress import Counts, row_counts
+from nsfw_spark.spark.summary import RunSummary
 from nsfw_spark.spark.tables import (
     CONFLICTS,
     FILTERED,
@@ -35,7 +37,7 @@ from nsfw_spark.spark.tables import (
     last_version,
 )
 
-_UNSCORED_SHOWN: Final = 5
+_NAMED: Final = 3  # of each list: the end of a run fits a screen of 24 lines
 _COMMIT_TRIES: Final = 5
 _NIGHTS: Final = 4  # a killed run among them
 _SCORING_LIBRARIES: Final = (
@@ -45,33 +47,6 @@ _SCORING_LIBRARIES: Final = (
 
 Row = dict[str, Any]
 """A row of `runs`; absent columns are null."""
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """What a job did; the last line of the command's output."""
-
-    counts: Counts
-    """Images of this run; for `filter`, images in the tables."""
-    totals: dict[str, int]
-    """Rows of each table now."""
-    unscored: list[tuple[str, str, str]]
-    """image_id, status and error of a few images of this run without a score."""
-    seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the keys that users and scripts rely on, in their order."""
-        counts = self.counts
-        return {
-            "images": counts.images,
-            "ok": counts.ok,
-            "safe": counts.safe,
-            "flagged": counts.flagged,
-            "quarantined": counts.quarantined,
-            "seconds": round(self.seconds, 3),
-            "images_per_second": round(counts.images / self.seconds, 1) if self.seconds else 0.0,
-            "files_lost": counts.files_lost,
-        }
 
 
 class RunRecord:
@@ -93,8 +68,22 @@ class RunRecord:
 
     def finish(self, counts: Counts, score_seconds: float, **values: Any) -> RunSummary:  # noqa: ANN401
         """Complete the row, with the outcome `done`; return the counts for the user."""
-        unscored = _unscored(self._output, self._row["run_id"]) if counts.quarantined else []
-        summary = RunSummary(counts, count_tables(self._output), unscored, self.seconds())
+        named = (
+            _named(self._output, self._row["run_id"], values.get("threshold")) if counts.images else _NOBODY
+        )
+        totals, threshold = count_tables(self._output), values.get("threshold")
+        unscored, highest, nearest = named
+        summary = RunSummary(
+            counts,
+            totals,
+            unscored,
+            self.seconds(),
+            self._row["run_id"],
+            self._output.location,
+            threshold,
+            highest,
+            nearest,
+        )
         counted = {name: n for name, n in summary.as_dict().items() if name in schema.RUNS.names}
         times = {"score_seconds": score_seconds, "filter_seconds": summary.seconds - score_seconds}
         _write(self._output, [{**self._row, **values, **counted, **times, "outcome": "done"}])
@@ -227,10 +216,37 @@ def _write(output: Output, rows: Sequence[Row], *, are_new: bool = False) -> Non
                 raise
 
 
-def _unscored(output: Output, run_id: str) -> list[tuple[str, str, str]]:
-    of_run = output.table(IMAGE_SCORES).filter((F.col("run_id") == run_id) & (F.col("status") != "ok"))
-    rows = of_run.select("image_id", "status", "error").limit(_UNSCORED_SHOWN).collect()
-    return [(row.image_id, row.status, row.error) for row in rows]
+class _Named(NamedTuple):
+    """Some images of a run by name: see `RunSummary`."""
+
+    unscored: list[tuple[str, str, str]]
+    highest: list[tuple[str, float]]
+    nearest: list[tuple[str, float]]
+
+
+_NOBODY: Final = _Named([], [], [])
+
+
+def _named(output: Output, run_id: str, threshold: float | None) -> _Named:
+    """Name a few images of a run: in one query, since each costs half a second."""
+    of_run = output.table(IMAGE_SCORES).filter(F.col("run_id") == run_id)
+    of_run = of_run.select("image_id", "nsfw_score", "status", "error")
+    scored = of_run.filter(F.col("status") == "ok")
+    lists = {
+        "unscored": of_run.filter(F.col("status") != "ok").limit(_NAMED),
+        "highest": scored.orderBy(F.desc("nsfw_score"), "image_id").limit(_NAMED),
+    }
+    if threshold is not None:
+        distance = F.abs(F.col("nsfw_score") - F.lit(threshold))
+        lists["nearest"] = scored.orderBy(distance, "image_id").limit(_NAMED)
+    named = [rows.withColumn("_list", F.lit(name)) for name, rows in lists.items()]
+    found = reduce(DataFrame.union, named).collect()
+    near = [(row.image_id, row.nsfw_score) for row in found if row[-1] == "nearest"]
+    return _Named(
+        [(row.image_id, row.status, row.error) for row in found if row[-1] == "unscored"],
+        sorted(((r.image_id, r.nsfw_score) for r in found if r[-1] == "highest"), key=lambda each: -each[1]),
+        sorted(near, key=lambda each: abs(each[1] - (threshold or 0))),
+    )
 
 
 def _versions() -> dict[str, str]:

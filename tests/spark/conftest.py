@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # this file is read by plain `pytest` too, where pyspark may 
     from delta import DeltaTable
     from pyspark.sql import DataFrame, Row, SparkSession
 
-    from nsfw_spark.spark.pipeline import RunSummary
+    from nsfw_spark.spark.summary import RunSummary
 
 _HERE: Final = Path(__file__).parent
 if java.ABSENT and not java.MUST_RUN:

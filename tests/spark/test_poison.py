@@ -11,7 +11,7 @@ from pyspark import TaskContext
 from pyspark.sql import SparkSession
 
 from nsfw_spark.spark import read_images, score_images
-from nsfw_spark.spark.pipeline import RunSummary
+from nsfw_spark.spark.summary import RunSummary
 from tests.poison import POISONOUS, poisoned, poisoned_files
 from tests.spark.conftest import Run, Tables, image_id, write_files
 

@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from nsfw_spark.errors import ConfigError, TableError
 from nsfw_spark.options import job_options
 from nsfw_spark.review.report import EDGES, Report
-from nsfw_spark.spark.report import ReportView, report_job
+from nsfw_spark.spark.report import ReportView, pictured, report_job
 from tests.conftest import jpeg, png
 from tests.spark.conftest import BAD, GOOD, THRESHOLD, Run, Tables, image_id, write_files
 from tests.spark.test_content import write_parquet, write_tar
@@ -185,3 +185,19 @@ def test_an_unknown_column_names_those_that_there_are(scored: Path) -> None:
 def test_without_tables_the_error_says_how_to_make_them(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"to report on\. First: nsfw-spark run INPUT"):
         report_on(tmp_path / "none")
+
+
+def test_a_run_names_the_highest_and_the_nearest_scores(run: Run, images: Path, tmp_path: Path) -> None:
+    summary = run(images, tmp_path / "out")
+    shown = report_on(tmp_path / "out").examples
+    scores = sorted(((each.image_id, each.score or 0.0) for each in shown), key=lambda each: -each[1])
+    assert [(name, round(score, 6)) for name, score in summary.highest] == scores[:3]
+    nearest = sorted(scores, key=lambda each: abs(each[1] - THRESHOLD))
+    assert [(name, round(score, 6)) for name, score in summary.nearest] == nearest[:3]
+    assert len(summary.unscored) == 3
+    given = job_options({"output": str(tmp_path / "out")})
+    seen = pictured(summary, given)
+    assert seen.thumbnails.keys() == {name for name, _ in summary.highest}
+    assert sum(seen.histogram) == len(GOOD)
+    again = run(images, tmp_path / "out")
+    assert (again.highest, again.nearest, again.unscored) == ([], [], [])

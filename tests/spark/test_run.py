@@ -15,8 +15,8 @@ from pyspark.sql import functions as F
 import nsfw_spark
 from nsfw_spark.errors import ConfigError, InputError, TableError
 from nsfw_spark.spark import schema
-from nsfw_spark.spark.pipeline import RunSummary
 from nsfw_spark.spark.sources import ImageFiles
+from nsfw_spark.spark.summary import RunSummary
 from tests.conftest import png
 from tests.spark.conftest import BAD, GOOD, THRESHOLD, Run, Tables, image_id, write_files, write_images
 

@@ -72,7 +72,11 @@ def demo_report() -> Report:
         reasons=[Reason(each.status, str(each.error), 1, [each]) for each in failed],
         groups={"folder": groups(examples, failed)},
         runs=runs(histogram(bins), len(failed)),
-        facts={"model": "open-nsfw", "policy": f"nsfw_score < {THRESHOLD}", "run history": "made up for this picture"},
+        facts={
+            "model": "open-nsfw",
+            "policy": f"nsfw_score < {THRESHOLD}",
+            "run history": "made up for this picture",
+        },
         filter_command="nsfw-spark filter demo-out --threshold {threshold}",
     )
 

@@ -44,10 +44,10 @@ def _peek(*, html: Path | None, as_json: bool, debug: bool, **given: Any) -> int
     finally:
         show("")
     if html is not None:
-        from nsfw_spark.review.page import render, write_page
+        from nsfw_spark.review.page import write_page
         from nsfw_spark.review.peek_page import report_of
 
-        write_page(render(report_of(found)), html)
+        write_page(report_of(found), html)
         typer.echo(f"nsfw-spark: wrote {html}: open it in a browser", err=True)
     typer.echo(json.dumps(found.as_dict()) if as_json else report(found, Terminal.of(sys.stdout)))
     return _DONE
@@ -133,7 +133,8 @@ def report_on_tables(  # noqa: PLR0913 - each is an option
     """Write a page about the tables of OUTPUT: what two thresholds would do, and images to look at."""
     if html is None and not serve:
         raise ConfigError("got neither --html FILE nor --serve; expected a file for the page, or --serve")
-    from nsfw_spark.review.page import render, serve_page, write_page
+    from nsfw_spark.review.page import render, write_html
+    from nsfw_spark.review.serve import serve as serve_page
     from nsfw_spark.spark.report import ReportView, report_job
 
     names = tuple(name.strip() for name in by.split(",")) if by else ()
@@ -142,8 +143,8 @@ def report_on_tables(  # noqa: PLR0913 - each is an option
     report = report_job(options, ReportView(examples, seed, names, threshold))
     page = render(report)
     if html is not None:
-        write_page(page, html)
+        write_html(page, html)
         typer.echo(f"nsfw-spark: wrote {html}: open it in a browser", err=True)
     if serve:
-        serve_page(page)
+        serve_page(page, on_ready=lambda url: typer.echo(f"nsfw-spark: {url} (Ctrl-C ends it)", err=True))
     return _DONE

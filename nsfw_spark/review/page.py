@@ -91,10 +91,14 @@ def write_html(html: str, path: Path | str) -> None:
     """Write the text of a page like `write_page`."""
     path = Path(path)
     if path.is_dir():
-        raise ConfigError(f"page {path} is a directory; expected the name of a file, such as {path / 'review.html'}")
+        raise ConfigError(
+            f"page {path} is a directory; expected the name of a file, such as {path / 'review.html'}"
+        )
     temporary = None
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".part")
+        descriptor, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".part"
+        )
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
             file.write(html)
         _allow_reading(temporary)
@@ -194,7 +198,10 @@ class _Shown:
         # The nearest images get their pictures first, the unscored ones what is left.
         self._cards = [self._card(each) for each in self._examples]
         self._reasons = [
-            {"status": self._text(each.status), "examples": [self._card(one, with_id=False) for one in each.examples]}
+            {
+                "status": self._text(each.status),
+                "examples": [self._card(one, with_id=False) for one in each.examples],
+            }
             for each in report.reasons[: limits.rows]
         ]
 
@@ -209,7 +216,10 @@ class _Shown:
             "examples": self._cards,
             "reasons": self._reasons,
             "groups": [
-                {"name": self._text(name), "values": [self._group(each) for each in _merged(values, limits.values)]}
+                {
+                    "name": self._text(name),
+                    "values": [self._group(each) for each in _merged(values, limits.values)],
+                }
                 for name, values in groups
             ],
             "command": report.filter_command,
@@ -247,19 +257,31 @@ class _Shown:
             ],
             "groups": report.groups,
             "classes": [
-                _class(self._text(name), counts) for name, counts in list(report.classes.items())[:rows] if any(counts)
+                _class(self._text(name), counts)
+                for name, counts in list(report.classes.items())[:rows]
+                if any(counts)
             ],
             "runs": [
-                {**each, **{key: self._text(each[key] or "") for key in ("command", "outcome", "model", "policy")}}
+                {
+                    **each,
+                    **{key: self._text(each[key] or "") for key in ("command", "outcome", "model", "policy")},
+                }
                 for each in runs
             ],
-            "facts": [(self._text(name), self._text(value)) for name, value in list(report.facts.items())[:rows]],
+            "facts": [
+                (self._text(name), self._text(value)) for name, value in list(report.facts.items())[:rows]
+            ],
             "sections": self._sections(),
         }
 
     def _sections(self) -> Iterable[tuple[str, str]]:
         yield from (("scores", "Scores"), ("images", "Images"), ("unscored", "Statuses"))
-        for anchor, name in (("groups", "Breakdown"), ("classes", "Classes"), ("runs", "Runs"), ("facts", "Details")):
+        for anchor, name in (
+            ("groups", "Breakdown"),
+            ("classes", "Classes"),
+            ("runs", "Runs"),
+            ("facts", "Details"),
+        ):
             if getattr(self._report, anchor):
                 yield anchor, name
 
@@ -278,7 +300,11 @@ class _Shown:
 
     def _command(self) -> str | None:
         command = self._report.filter_command
-        return None if command is None else visible(command.replace("{threshold}", f"{self._low / NUM_STEPS:.3f}"))
+        return (
+            None
+            if command is None
+            else visible(command.replace("{threshold}", f"{self._low / NUM_STEPS:.3f}"))
+        )
 
     def _own_notes(self) -> Iterable[str]:
         """Yield what this page leaves out or changes."""
@@ -428,9 +454,7 @@ def _json(data: Mapping[str, Any]) -> str:
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters.update(
-        clip=clip, percent=percent, day=_day, speed=_speed, number=lambda n: f"{n:,}"
-    )
+    environment.filters.update(clip=clip, percent=percent, day=_day, speed=_speed, number=lambda n: f"{n:,}")
     return environment.from_string(_part("page.html"))
 
 

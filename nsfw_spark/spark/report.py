@@ -44,7 +44,8 @@ _NONE: Final = "(none)"
 _OTHER: Final = "(other)"
 _HASHES: Final = 1 << 32
 _CALCULATED: Final = ("host", "directory")
-_DETAILS: Final = ("width", "height", "format", "length", "caption", "text", "url", "source_file")
+_TEXTS: Final = ("caption", "text", "url", "source_file")
+_DETAILS: Final = ("width", "height", "format", "length", *_TEXTS)
 _GONE: Final = "The image is not where it was scored, or has changed since."
 _THUMBNAIL: Final = (
     StructType().add("image_id", StringType()).add("thumbnail", BinaryType()).add("problem", "string")
@@ -377,11 +378,18 @@ def _pictured(chosen: Sequence[Row], rows: DataFrame, contents: Contents) -> lis
     examples = []
     for row in chosen:
         small, problem = thumbnails.get(row.image_id, (None, _GONE))
-        values = row.asDict()
-        details = {name: str(values[name]) for name in values if name.lower() in _DETAILS and values[name]}
         score = round(row.nsfw_score, 6)
-        examples.append(Example(row.image_id, "ok", score, None, small, problem, details))
+        examples.append(Example(row.image_id, "ok", score, None, small, problem, _details(row.asDict())))
     return examples
+
+
+def _details(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the page says of an image beside its score."""
+    details = {name: str(row[name]) for name in row if name.lower() in _TEXTS and row[name]}
+    if row.get("width") and row.get("length"):
+        kilobytes = f"{row['length'] / 1000:,.0f} kB"
+        details = {"file": f"{row['width']} x {row['height']} {row['format']}, {kilobytes}", **details}
+    return details
 
 
 def _thumbnails(

@@ -29,6 +29,7 @@ from nsfw_spark.formats import find_format, glob_pattern
 from nsfw_spark.options import peek_options
 from nsfw_spark.redact import printable
 from nsfw_spark.review import listing, peek, peek_sample
+from nsfw_spark.review.peek_page import report_of
 from nsfw_spark.review.peek_sample import Count, Sample, SampledImage, take_sample
 from nsfw_spark.review.peek_text import Terminal, cut, report
 from tests.conftest import PHOTOS, grey
@@ -181,8 +182,8 @@ def test_a_peek_needs_neither_spark_nor_pyarrow(images: Path, card: Path) -> Non
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["statuses"] == {"ok": 3}
+    assert done.returncode == 0, done.err
+    assert json.loads(done.out)["statuses"] == {"ok": 3}
 
 
 def test_without_pyarrow_tars_are_refused_with_what_to_install(card: Path, tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def test_without_pyarrow_tars_are_refused_with_what_to_install(card: Path, tmp_p
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == WRONG
-    assert "pip install pyarrow" in done.stderr
+    assert "pip install pyarrow" in done.err
 
 
 def test_an_image_that_ends_its_decoder_costs_its_own_score_only(
@@ -657,3 +658,31 @@ def test_a_format_is_found_by_names() -> None:
 def test_the_progress_is_shown_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
     cli_review._progress()("words")
     assert capsys.readouterr().err == ""
+
+
+def test_html_is_a_page_about_the_sample(command: Command, images: Path, card: Path, tmp_path: Path) -> None:
+    (images / "text.png").write_bytes(b"no image")
+    page = tmp_path / "peek.html"
+    done = command("peek", str(images), "--model", str(card), "--n", "200", "--html", str(page), "--json")
+    assert done.status == 0
+    assert f"wrote {page}" in done.err
+    shown = peek.peek(peek_options({"input": str(images), "model": str(card)}), with_thumbnails=True)
+    report = report_of(shown)
+    assert (report.num_scored, report.statuses["undecodable"], report.is_sample) == (100, 1, False)
+    assert report.num_below(0.5) == 100 - json.loads(done.out)["flagged"]
+    assert all(example.thumbnail for example in report.examples)
+    assert [reason.images for reason in report.reasons] == [1]
+    html = page.read_text(encoding="utf-8")
+    assert html.count("text.png") > 0
+    assert "<!doctype html>" in html.lower()
+
+
+def test_without_html_no_thumbnail_is_made(images: Path, card: Path) -> None:
+    found = peek.peek(peek_options({"input": str(images), "model": str(card), "n": 5}))
+    assert [each.thumbnail for each in found.images] == [None] * 5
+
+
+def test_a_page_that_cannot_be_written_is_told(command: Command, images: Path, card: Path) -> None:
+    done = command("peek", str(images), "--model", str(card), "--n", "2", "--html", "/none/peek.html")
+    assert done.status == WRONG
+    assert "expected a file in a directory that exists" in done.err

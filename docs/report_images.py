@@ -2,8 +2,8 @@
 
     python docs/report_images.py        # docs/images/report-{390,1280}-{light,dark}.png
 
-The pictures of examples/images are scored with open_nsfw; the run history is made up, and the page says so. Needs
-Chromium (`apt-get install chromium`) and the packages of the group dev. `--html FILE` keeps the page, too.
+The pictures of examples/images are scored with open_nsfw. The run history is made up, and the page says so.
+Needs Chromium (`apt-get install chromium`) and the packages of the group dev. `--html FILE` keeps the page.
 """
 
 from __future__ import annotations
@@ -72,7 +72,11 @@ def demo_report() -> Report:
         reasons=[Reason(each.status, str(each.error), 1, [each]) for each in failed],
         groups={"folder": groups(examples, failed)},
         runs=runs(histogram(bins), len(failed)),
-        facts={"model": "open-nsfw", "policy": f"nsfw_score < {THRESHOLD}", "run history": "made up for this picture"},
+        facts={
+            "model": "open-nsfw",
+            "policy": f"nsfw_score < {THRESHOLD}",
+            "run history": "made up for this picture",
+        },
         filter_command="nsfw-spark filter demo-out --threshold {threshold}",
     )
 

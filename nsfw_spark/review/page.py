@@ -92,7 +92,7 @@ def write_page(report: Report, path: Path | str) -> None:
 def write_html(html: str, path: Path | str) -> None:
     """Write the text of a page like `write_page`."""
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         raise ConfigError(
             f"page {path} is a directory; expected the name of a file, such as {path / 'review.html'}"
         )

@@ -14,7 +14,7 @@ UV_INSTALL = $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # checks come before the downloads they would spoil
 
-.PHONY: help demo install check audit format test test-fast test-long test-unit test-fuzz test-models test-spark test-cluster test-gpu fuzz bench wheel clean distclean java
+.PHONY: help demo install check audit format test test-fast test-long test-unit test-fuzz test-models test-browser test-spark test-cluster test-gpu fuzz bench wheel clean distclean java browser
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -49,8 +49,8 @@ format: .venv/.dev  ## Sort imports, repair what ruff can, format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-test: java .venv/.dev  ## All tests that need neither a GPU nor the internet: the five tiers below
-	@$(PYTEST) tests/fuzz tests/models tests/unit
+test: java browser .venv/.dev  ## All tests that need neither a GPU nor the internet: the six tiers below
+	@$(PYTEST) tests/browser tests/fuzz tests/models tests/unit
 	@$(PYTEST) tests/cluster tests/spark
 
 # An order of files, the long ones first, and WORKERS processes that take one file after the other: while one waits
@@ -75,6 +75,9 @@ test-fuzz: .venv/.dev  ## Damaged files of each kind (FUZZ_EXAMPLES=5000 make te
 
 test-models: .venv/.dev  ## Real architectures with seeded weights against their authors' code
 	@$(PYTEST) tests/models
+
+test-browser: browser .venv/.dev  ## The report page in a real Chromium
+	@$(PYTEST) tests/browser
 
 test-spark: java .venv/.dev  ## Tests with Spark in local mode
 	@$(PYTEST) tests/spark
@@ -145,3 +148,12 @@ java:
 	  echo "Then set JAVA_HOME to its folder (the one with bin/java in it), or unset it and put java in PATH."; \
 	  echo "  macOS:           export JAVA_HOME=\"\$$(brew --prefix openjdk@17)/libexec/openjdk.jdk/Contents/Home\""; \
 	  exit 1; } >&2
+
+# Without a browser its tests are skipped, so that `make test` works on any laptop; CI sets FAIL_WITHOUT_BROWSER.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+	  echo "The tests of the report page need Chromium, and it is not in PATH."; \
+	  echo "  Debian, Ubuntu:  sudo apt-get install chromium"; \
+	  echo "  macOS:           brew install chromium"; \
+	  [ "$$FAIL_WITHOUT_BROWSER" != 1 ] || exit 1; \
+	  echo "They are skipped."; } >&2

@@ -2,8 +2,8 @@
 
     python docs/report_images.py        # docs/images/report-{390,1280}-{light,dark}.png
 
-The pictures of examples/images are scored with open_nsfw; the run history is made up, and the page says so. Needs
-Chromium (`apt-get install chromium`) and the packages of the group dev. `--html FILE` keeps the page, too.
+The pictures of examples/images are scored with open_nsfw. The run history is made up, and the page says so.
+Needs Chromium (`apt-get install chromium`) and the packages of the group dev. `--html FILE` keeps the page.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ PHOTOS = Path(__file__).parents[1] / "examples" / "images"
 _HERE = Path(__file__).parent
 LAION_ARCHIVES = sorted((_HERE / "data").glob("clip_autokeras_*.zip"))
 LAION_HEADS = _HERE.parent / "nsfw_spark" / "models" / "laion"
-_TIERS = frozenset({"fuzz", "models", "spark", "cluster", "gpu", "network"})
+_TIERS = frozenset({"browser", "fuzz", "models", "spark", "cluster", "gpu", "network"})
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,7 +32,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs a GPU where there is none; on a machine that must have one, fail."""
+    """Skip what needs a GPU or a browser where there is none; on a machine that must have one, fail."""
+    if item.get_closest_marker("browser") is not None and not any(map(shutil.which, _BROWSERS)):
+        if os.environ.get("FAIL_WITHOUT_BROWSER") == "1":
+            pytest.fail("FAIL_WITHOUT_BROWSER is 1, and Chromium is not in PATH", pytrace=False)
+        pytest.skip("needs Chromium: sudo apt-get install chromium; macOS: brew install chromium")
     if item.get_closest_marker("gpu") is None:
         return
     import torch  # takes seconds: only where a GPU test is about to run

@@ -25,6 +25,7 @@
     const letters = Array.from(text);
     return letters.length > length ? `${letters.slice(0, length - 1).join("")}…` : text;
   }
+  const images = (n) => `${number.format(n)} image${n === 1 ? "" : "s"}`;
   const baseName = (id) => id.replace(/\/+$/, "").split("/").pop() || id;
   const fixed = (step) => (step / STEPS).toFixed(3);
 
@@ -56,7 +57,7 @@
   /** Numbers of images below each step. */
   function below(bins) {
     const sums = new Array(STEPS + 2).fill(0);
-    for (const [bin, images] of Object.entries(bins)) sums[Number(bin) + 1] += images;
+    for (const [bin, n] of Object.entries(bins)) sums[Number(bin) + 1] += n;
     for (let i = 1; i < sums.length; i += 1) sums[i] += sums[i - 1];
     return sums;
   }
@@ -86,7 +87,7 @@
   function settled() {
     const counts = bandsOf(all);
     if ($("live")) {
-      $("live").textContent = BANDS.map((band, i) => `${band} ${percent(counts[i], total)}, ${number.format(counts[i])} images`).join("; ");
+      $("live").textContent = BANDS.map((band, i) => `${band} ${percent(counts[i], total)}, ${images(counts[i])}`).join("; ");
     }
     if ($("gallery")) arrange(false);
   }
@@ -96,7 +97,7 @@
     const rules = [`below ${low}`, `${low} to ${high}`, `from ${high}`];
     BANDS.forEach((band, i) => {
       $(`share-${band}`).textContent = percent(counts[i], total);
-      $(`count-${band}`).textContent = number.format(counts[i]);
+      $(`count-${band}`).textContent = images(counts[i]);
       $(`rule-${band}`).textContent = rules[i];
     });
     for (const which of ["low", "high"]) {
@@ -124,7 +125,7 @@
 
   const chart = { left: 44, right: 14, top: 34, bottom: 26, height: 300, width: 0 };
   const counts50 = new Array(BARS).fill(0);
-  for (const [bin, images] of Object.entries(data.bins)) counts50[Math.min(BARS - 1, Math.floor((Number(bin) * BARS) / STEPS))] += images;
+  for (const [bin, n] of Object.entries(data.bins)) counts50[Math.min(BARS - 1, Math.floor((Number(bin) * BARS) / STEPS))] += n;
   const x = (step) => chart.left + ((chart.width - chart.left - chart.right) * step) / STEPS;
 
   function setUpHistogram() {
@@ -153,9 +154,9 @@
     const most = Math.max(1, ...counts50), floor = chart.height - chart.bottom, tall = floor - chart.top - 8;
     const scaled = (n) => (state.log ? Math.log10(1 + n) / Math.log10(1 + most) : n / most);
     let path = "";
-    counts50.forEach((images, i) => {
-      if (!images) return;
-      const high = Math.max(1.5, tall * scaled(images)), left = x((i * STEPS) / BARS) + 0.75;
+    counts50.forEach((n, i) => {
+      if (!n) return;
+      const high = Math.max(1.5, tall * scaled(n)), left = x((i * STEPS) / BARS) + 0.75;
       path += `M${left.toFixed(2)} ${floor}v${(-high).toFixed(2)}H${(x(((i + 1) * STEPS) / BARS) - 0.75).toFixed(2)}V${floor}z`;
     });
     for (const band of BANDS) chart.bars[band].setAttribute("d", path);
@@ -296,17 +297,17 @@
     }
   }
   function breakdownRow({ value, bins, unscored }) {
-    const sums = below(bins), scored = sums[STEPS + 1], images = scored + unscored;
+    const sums = below(bins), scored = sums[STEPS + 1], all = scored + unscored;
     const cells = BANDS.map(() => el("td", { class: "n" }));
     const parts = [...BANDS, "unscored"].map((band) => svg("rect", { class: band, height: 8 }));
-    const tr = el("tr", {}, stranger("th", { scope: "row" }, value, 60), el("td", { class: "n" }, number.format(images)), ...cells,
+    const tr = el("tr", {}, stranger("th", { scope: "row" }, value, 60), el("td", { class: "n" }, number.format(all)), ...cells,
       el("td", { class: "n narrow-less" }, number.format(unscored)),
       el("td", { class: "wide narrow-less" }, svg("svg", { class: "bar", viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" }, ...parts)));
     const update = () => {
       const counts = bandsOf(sums);
       let start = 0;
       [...counts, unscored].forEach((count, i) => {
-        const width = images ? (count / images) * 100 : 0;
+        const width = all ? (count / all) * 100 : 0;
         filled(parts[i], { x: start.toFixed(3), width: width.toFixed(3) }, []);
         start += width;
         if (i < 3) cells[i].textContent = percent(count, scored);

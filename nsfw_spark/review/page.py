@@ -1,8 +1,8 @@
-"""Turns a `Report` into one HTML file that looks the same everywhere and loads nothing.
+"""Turns a `Report` into one HTML file that loads nothing.
 
-In: a `Report`. Out: the text of the file, always under 5 MB. `page.html`, `page.css` and `page.js` beside this
-module are its parts. Names, captions and reasons are strangers' texts: they are escaped, isolated from the text
-around them and shortened, and the page's policy lets no other script run than its own. Knows nothing of Spark.
+In: a `Report`. Out: the text of the file, always under 5 MB. Its parts are `page.html`, `page.css` and
+`page.js` beside this module. Names, captions and reasons are strangers' texts: the page escapes, isolates
+and shortens them, and its policy lets only its own script run. Knows nothing of Spark.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import base64
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
@@ -19,7 +20,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
-from math import log
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -36,14 +36,15 @@ THUMBNAIL_BUDGET: Final = 3_500_000
 
 _MAX_TEXTS: Final = 1_300_000  # bytes of everything else
 _MAX_ID: Final = 4_000  # characters; a longer id would be shortened, and then its label would name no image
+_MOST_EXAMPLES_OF_REASON: Final = 12
+_LEAST_SHARE: Final = 0.001  # smaller ones would be written as 0.0 %
 _FEW: Final = 100  # images with a score below which a drift is mostly chance
 _STABLE, _LARGE = 0.1, 0.25  # the usual limits of a population stability index
 _MIMES: Final = {b"RIFF": "image/webp", b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png"}
 _STEERING: Final = re.compile(
     r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]"
 )
-"""Controls, changes of direction, invisible characters, lone surrogates. `visible` in page.js has the same."""
-_JSON_ESCAPES: Final = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
+"""Controls, changes of direction, invisible characters, lone surrogates; the same as in page.js."""
 
 
 class _Limits(NamedTuple):
@@ -71,9 +72,10 @@ _LIMITS: Final = (
 def render(report: Report) -> str:
     """Return the page of a report: HTML without surrogates, under 5 MB as UTF-8."""
     for limits in _LIMITS:
-        page = _render(report, limits, thumbnail_budget=0)
-        if len(page.encode()) <= _MAX_TEXTS:
-            break
+        with suppress(_TooMuchText):
+            page = _render(report, limits, thumbnail_budget=0)
+            if len(page.encode()) <= _MAX_TEXTS:
+                break
     return _render(report, limits, thumbnail_budget=THUMBNAIL_BUDGET)
 
 
@@ -90,7 +92,7 @@ def write_page(report: Report, path: Path | str) -> None:
 def write_html(html: str, path: Path | str) -> None:
     """Write the text of a page like `write_page`."""
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         raise ConfigError(
             f"page {path} is a directory; expected the name of a file, such as {path / 'review.html'}"
         )
@@ -125,7 +127,7 @@ def drift(before: Sequence[int], after: Sequence[int]) -> float:
         The sum over bins of (q - p) ln(q / p), with half an image added to each bin so that no share is 0.
     """
     shares = [[(n + 0.5) / (sum(counts) + 0.5 * len(counts)) for n in counts] for counts in (before, after)]
-    return sum((q - p) * log(q / p) for p, q in zip(*shares, strict=True))
+    return math.fsum((q - p) * math.log(q / p) for p, q in zip(*shares, strict=True))
 
 
 def visible(text: str) -> str:
@@ -146,8 +148,8 @@ def _write_error(path: Path, error: OSError | ValueError) -> ConfigError | Stora
     if code in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         return StorageError(f"page {path} cannot be written: {reason}; free some space, or name another disk")
     return ConfigError(
-        f"page {visible(str(path))} cannot be written: {reason}; expected a file in a directory that exists and that "
-        "you may write to"
+        f"page {visible(str(path))} cannot be written: {reason}; expected a file in a directory that "
+        "exists and that you may write to"
     )
 
 
@@ -162,6 +164,10 @@ def _render(report: Report, limits: _Limits, *, thumbnail_budget: int) -> str:
         js=Markup(_part("page.js")),  # noqa: S704 - a file of this package
         data=Markup(_json(shown.data())),  # noqa: S704 - escaped by _json
     )
+
+
+class _TooMuchText(Exception):  # noqa: N818 - no error: narrower limits follow
+    """The texts are longer than a page may be, so that rendering them would be for nothing."""
 
 
 @dataclass
@@ -194,13 +200,15 @@ class _Shown:
         self._low = min(NUM_STEPS, max(0, round(report.threshold * NUM_STEPS)))
         self._high = round(self._low + (NUM_STEPS - self._low) * 0.4)
         self._examples = _chosen(report, limits)
-        self._left_out: list[str] = []
+        self._num_characters = 0
         # The nearest images get their pictures first, the unscored ones what is left.
         self._cards = [self._card(each) for each in self._examples]
         self._reasons = [
             {
                 "status": self._text(each.status),
-                "examples": [self._card(one, with_id=False) for one in each.examples],
+                "examples": [
+                    self._card(one, with_id=False) for one in each.examples[:_MOST_EXAMPLES_OF_REASON]
+                ],
             }
             for each in report.reasons[: limits.rows]
         ]
@@ -222,7 +230,7 @@ class _Shown:
                 }
                 for name, values in groups
             ],
-            "command": report.filter_command,
+            "command": None if report.filter_command is None else visible(report.filter_command),
             "key": f"nsfw-spark-labels:{_digest(report.title)}",
         }
 
@@ -312,8 +320,8 @@ class _Shown:
             yield "All numbers are those of a sample, not of the whole input."
         if abs(self._report.threshold * NUM_STEPS - self._low) > 1e-6 * NUM_STEPS:
             yield (
-                f"The threshold is {self._report.threshold:g}; this page moves in steps of 0.001 and begins at "
-                f"{self._low / NUM_STEPS:.3f}."
+                f"The threshold is {self._report.threshold:g}; this page moves in steps of 0.001 and begins "
+                f"at {self._low / NUM_STEPS:.3f}."
             )
         if self._pictures.dropped:
             yield (
@@ -345,7 +353,11 @@ class _Shown:
         return {"value": self._text(group.value), "bins": dict(group.bins), "unscored": group.unscored}
 
     def _text(self, text: str) -> str:
-        return visible(clip(text, self._limits.text))
+        shown = visible(clip(text, self._limits.text))
+        self._num_characters += len(shown)
+        if self._num_characters > _MAX_TEXTS and self._limits != _LIMITS[-1]:
+            raise _TooMuchText
+        return shown
 
 
 def _chosen(report: Report, limits: _Limits) -> list[Example]:
@@ -383,9 +395,9 @@ def _run_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     rows = []
     for i, run in enumerate(runs):
         speed = run.images / run.seconds if run.seconds > 0 and run.images else None
-        earlier = next((each.histogram for each in runs[i + 1 :] if sum(each.histogram)), None)
+        earlier = next((each.histogram for each in runs[i + 1 :] if any(each.histogram)), None)
         index = None
-        if earlier is not None and sum(run.histogram) and len(earlier) == len(run.histogram):
+        if earlier is not None and any(run.histogram) and len(earlier) == len(run.histogram):
             index = drift(earlier, run.histogram)
         rows.append(
             {
@@ -426,9 +438,9 @@ def _drift_word(index: float) -> str:
 
 def percent(share: float, digits: int = 1) -> str:
     """Return a share as page.js writes it: `<0.1 %` is not nothing, `>99.9 %` is not everything."""
-    if digits and 0 < share < 0.001:
+    if digits and 0 < share < _LEAST_SHARE:
         return "<0.1 %"
-    if digits and 0.999 < share < 1:
+    if digits and 1 - _LEAST_SHARE < share < 1:
         return ">99.9 %"
     return f"{share * 100:.{digits}f} %"
 
@@ -449,7 +461,7 @@ def _speed(images_per_second: float) -> str:
 def _json(data: Mapping[str, Any]) -> str:
     """Return ASCII JSON that ends no script element; lone surrogates become escapes."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.translate(_JSON_ESCAPES)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _template() -> jinja2.Template:

@@ -6,6 +6,7 @@ turns it into one HTML file. Knows neither where the values come from nor how th
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -21,7 +22,7 @@ EDGES: Final[tuple[float, ...]] = tuple(float(np.float32(i / NUM_STEPS)) for i i
 
 def bin_of(score: float) -> int:
     """Return the bin of a score: the number of the highest threshold that is not above it, 0 to 1000."""
-    return int(np.searchsorted(EDGES, np.float32(score), side="right")) - 1
+    return bisect_right(EDGES, float(np.float32(score))) - 1
 
 
 Bins = Mapping[int, int]

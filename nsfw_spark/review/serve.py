@@ -72,8 +72,8 @@ def open_server(html: str, port: int = 0) -> PageServer:
         code = error.errno if isinstance(error, OSError) else errno.EINVAL
         reason = os.strerror(code) if code else str(error)
         raise ConfigError(
-            f"port {port} of {_HOST} cannot be opened: {reason}; expected a free port from 1024 to 65535, or 0 "
-            "for any"
+            f"port {port} of {_HOST} cannot be opened: {reason}; expected a free port from 1024 to 65535, "
+            "or 0 for any"
         ) from None
 
 
@@ -85,10 +85,10 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
     timeout = 30
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_GET(self) -> None:
         self._answer(has_body=True)
 
-    def do_HEAD(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_HEAD(self) -> None:
         self._answer(has_body=False)
 
     def log_message(self, *_: object) -> None:

@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from nsfw_spark import __version__
+from nsfw_spark import __version__, early
 from nsfw_spark.cli_models import models
-from nsfw_spark.cli_options import Debug, add_command, help_of, option_types
+from nsfw_spark.cli_options import Debug, Verbose, add_command, help_of, option_types
 from nsfw_spark.cli_review import add_review_commands
 from nsfw_spark.errors import DeviceError, NsfwSparkError, StorageError
 from nsfw_spark.options import JobOptions, job_options
@@ -124,6 +124,8 @@ def _score_only(options: JobOptions) -> int:
 
 def _filter(options: JobOptions) -> int:
     """Bring the filtered tables of OUTPUT up to date under a policy; needs no model and no GPU."""
+    early.check_filter(options)
+    early.announce()
     from nsfw_spark.spark.pipeline import filter_job
 
     _show(filter_job(options), options)
@@ -131,6 +133,8 @@ def _filter(options: JobOptions) -> int:
 
 
 def _score(options: JobOptions, *, with_filter: bool) -> int:
+    early.check_score(options)
+    early.announce()
     from nsfw_spark.spark.pipeline import run_job
 
     summary = run_job(options, with_filter=with_filter)
@@ -186,7 +190,9 @@ def _add_job(name: str, job: Callable[[JobOptions], int], argument: str, fields:
         fields: The fields that have one.
     """
 
-    def command(config: Path | None, *, debug: bool, **given: Any) -> int:  # noqa: ANN401, ARG001 - see main
+    def command(config: Path | None, *, debug: bool, verbose: bool, **given: Any) -> int:  # noqa: ANN401, ARG001 - see main
+        if verbose:
+            early.show_all()
         for switch in switches:
             if given.pop(f"no_{switch}"):
                 given[switch] = False
@@ -200,6 +206,7 @@ def _add_job(name: str, job: Callable[[JobOptions], int], argument: str, fields:
             typer.Option(metavar="FILE", help="YAML file with any of these options; the command line wins."),
         ],
         "debug": Debug,
+        "verbose": Verbose,
         # Hidden, since help would have no room for the descriptions beside them.
         **{
             f"no_{name}": Annotated[bool, typer.Option(f"--no-{name.replace('_', '-')}", hidden=True)]
@@ -251,12 +258,17 @@ def export_images(  # noqa: PLR0913 - each is an option
         ),
     ] = 0.1,
     debug: Debug = False,  # noqa: ARG001 - see main
+    verbose: Verbose = False,
 ) -> int:
     """Write the images that passed as tars or Parquet files, for training, with a manifest."""
-    from nsfw_spark.spark.export import ExportOptions, ShardSize, export_job
-
+    if verbose:
+        early.show_all()
     columns = {"content_column": content_column, "id_column": id_column}
     options = job_options({"output": output, "content_from": content_from, **columns})
+    early.check_export(options, table, directory)
+    early.announce()
+    from nsfw_spark.spark.export import ExportOptions, ShardSize, export_job
+
     size = ShardSize(images=images_per_shard)
     exported = export_job(options, ExportOptions(directory, format, table, size))
     typer.echo(json.dumps(exported.as_dict()))
@@ -272,10 +284,9 @@ def fetch_jars_of_stores(
     debug: Debug = False,  # noqa: ARG001 - see main
 ) -> None:
     """Download Spark's jars for Delta Lake and for stores, for machines without a network."""
+    early.check_java()
     from nsfw_spark.spark.jars import fetch_jars
-    from nsfw_spark.spark.session import check_java
 
-    check_java()
     schemes = [scheme for scheme, is_wanted in (("s3a", s3), ("abfss", azure)) if is_wanted]
     for jar in fetch_jars(directory, schemes):
         typer.echo(jar)

@@ -23,7 +23,7 @@ from nsfw_spark import __version__, early
 from nsfw_spark.cli_models import models
 from nsfw_spark.cli_options import Debug, Verbose, add_command, help_of, option_types
 from nsfw_spark.cli_review import add_review_commands
-from nsfw_spark.errors import DeviceError, NsfwSparkError, StorageError
+from nsfw_spark.errors import DeviceError, NsfwSparkError, RunInterruptedError, StorageError
 from nsfw_spark.options import JobOptions, job_options
 from nsfw_spark.redact import printable, redact
 
@@ -73,6 +73,8 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, TyperException):  # an option or a command that does not exist
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         return f"{message}  (nsfw-spark --help lists all)", _WRONG
+    if isinstance(error, RunInterruptedError):
+        return str(error), _INTERRUPTED
     if isinstance(error, DeviceError | StorageError):  # in the middle of the work
         return str(error), _UNEXPECTED
     if isinstance(error, NsfwSparkError):

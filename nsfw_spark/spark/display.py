@@ -38,14 +38,14 @@ class State:
     batch: int = 0
     """Number of the micro-batch that runs."""
     tasks: tuple[int, int] | None = None
-    """Tasks of the micro-batch that have ended, and all that Spark has planned so far."""
+    """Tasks that score the micro-batch, and how many of them have ended; None if unknown."""
     started: float = field(default_factory=time.monotonic)
     batch_started: float = field(default_factory=time.monotonic)
 
     @property
     def position(self) -> float:
         """Units that are scored, with an estimate for the micro-batch that runs."""
-        ended, planned = self.tasks or (0, 0)
+        planned, ended = self.tasks or (0, 0)
         position = self.done + (self.begun * ended / planned if planned else 0)
         return position if self.total is None else min(position, self.total)
 
@@ -170,7 +170,7 @@ def _amount(state: State) -> str:
 
 
 def _tasks(state: State) -> str:
-    return "" if state.tasks is None else f"{state.tasks[0]:,} of {state.tasks[1]:,} tasks"
+    return "" if state.tasks is None else f"{state.tasks[1]:,} of {state.tasks[0]:,} tasks"
 
 
 def _limits(timings: Timings) -> str:

@@ -22,6 +22,7 @@ from nsfw_spark.errors import RunInterruptedError
 from nsfw_spark.spark.display import Display, State
 from nsfw_spark.spark.fence import Fence
 from nsfw_spark.spark.progress import Counts, from_executor, observed_counts
+from nsfw_spark.spark.session import num_slots
 
 TELL_SECONDS: Final = 60.0
 """Seconds after which a line tells of a micro-batch that still runs."""
@@ -59,31 +60,25 @@ def follow(
         TableError: Another run may have taken over the output; the query is stopped.
     """
     state = State(unit or "images", batch=first_batch)
-    totals = _Totals(query, is_first=first_batch == 0) if unit else None
-    seen, awaited = first_batch - 1, None
+    totals = _Totals(query if unit else None, is_first=first_batch == 0)
+    awaited, slots = None, num_slots(spark)
     with Display(state, tell_seconds) as display, _interrupts_noted() as interrupts:
         while interrupts.number <= 1 and not fence.is_closed:
             is_over = _wait(query)
-            for progress in query.recentProgress:
-                if progress.batchId > seen and progress.numInputRows:
-                    seen, counts = progress.batchId, observed_counts(progress)
-                    state.counts += counts
-                    state.done += progress.numInputRows
-                    state.batch, state.tasks, state.batch_started = seen + 1, None, monotonic()
-                    _count(totals, state)
-                    display.batch_ended(seen, counts, progress.batchDuration / 1000)
+            _take_ended(query, state, totals, display)
             if interrupts.number and awaited is None:
-                awaited = seen + 1 if query.status["isDataAvailable"] else seen
+                awaited = state.batch + 1 if query.status["isDataAvailable"] else state.batch
                 display.say("nsfw-spark: ending after this micro-batch; Ctrl-C again ends now")
-            if awaited is not None and (is_over or seen >= awaited):
+            if awaited is not None and (is_over or state.batch >= awaited):
                 break
-            if is_over:
-                display.refresh()
-                return state.counts
-            _count(totals, state)
-            if display.wants_tasks:
-                state.tasks = _tasks(query, spark)
+            totals.update(state)
+            if slots is not None and display.wants_tasks:
+                # The largest stage scores. Another one of its size has fewer tasks that have ended.
+                found = [*_tasks(query, spark, slots), state.tasks]
+                state.tasks = max(found, key=lambda tasks: tasks or (0, 0))
             display.refresh()
+            if is_over:
+                return state.counts
     query.stop()
     fence.check()
     if interrupts.number > 1:
@@ -91,6 +86,19 @@ def follow(
     raise RunInterruptedError(
         f"interrupted after {state.counts.images:,} images; run the same command again to resume"
     )
+
+
+def _take_ended(query: StreamingQuery, state: State, totals: _Totals, display: Display) -> None:
+    """Count and show the micro-batches that have ended since the last call."""
+    for progress in query.recentProgress:
+        if progress.batchId < state.batch or not progress.numInputRows:
+            continue
+        counts = observed_counts(progress)
+        state.counts += counts
+        state.done += progress.numInputRows
+        state.batch, state.tasks, state.batch_started = progress.batchId + 1, None, monotonic()
+        totals.update(state)
+        display.batch_ended(progress.batchId, counts, progress.batchDuration / 1000)
 
 
 def _wait(query: StreamingQuery) -> bool:
@@ -127,14 +135,14 @@ def _interrupts_noted() -> Iterator[_Interrupts]:
 class _Totals:
     """The number of files that a stream will give to micro-batches, from the listing at its start."""
 
-    def __init__(self, query: StreamingQuery, *, is_first: bool) -> None:
+    def __init__(self, query: StreamingQuery | None, *, is_first: bool) -> None:
         self._query, self._is_first = query, is_first
         self._total: int | None = None
         self._left: int | None = None  # at the first look, for a stream that has seen files before
 
     def update(self, state: State) -> None:
         """Set the total and the size of the micro-batch that runs, as far as Spark tells."""
-        listed = _listed(self._query)
+        listed = None if self._query is None else _listed(self._query)
         if listed is None:
             return
         num_files, num_seen = listed
@@ -149,11 +157,6 @@ class _Totals:
         if self._total is not None:
             state.total = max(self._total, state.done)
             state.begun = max(self._total - left - state.done, 0)
-
-
-def _count(totals: _Totals | None, state: State) -> None:
-    if totals is not None:
-        totals.update(state)
 
 
 def _listed(query: StreamingQuery) -> tuple[int, int] | None:
@@ -173,14 +176,13 @@ def _listed(query: StreamingQuery) -> tuple[int, int] | None:
     return None
 
 
-def _tasks(query: StreamingQuery, spark: SparkSession) -> tuple[int, int] | None:
-    """Return how many tasks of the query's jobs have ended, and how many there are; None if unknown."""
-    if not hasattr(spark, "_jsc"):
-        return None
+def _tasks(query: StreamingQuery, spark: SparkSession, num_slots: int) -> list[tuple[int, int]]:
+    """Return the number of tasks of each stage that may score, and how many of them have ended.
+
+    Delta's own stages have no more tasks than there are slots; listed images are spread over three a slot.
+    """
     tracker = spark.sparkContext.statusTracker()
     jobs = set(tracker.getJobIdsForGroup(str(query.runId))) & set(tracker.getActiveJobsIds())
     stages = {stage for job in map(tracker.getJobInfo, jobs) if job for stage in job.stageIds}
     known = [stage for stage in map(tracker.getStageInfo, stages) if stage is not None]
-    if not known:
-        return None
-    return sum(each.numCompletedTasks for each in known), sum(each.numTasks for each in known)
+    return [(each.numTasks, each.numCompletedTasks) for each in known if each.numTasks > num_slots]

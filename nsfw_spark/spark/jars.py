@@ -120,14 +120,16 @@ def record_jars(packages: str, files: str) -> None:
 
     Args:
         packages: Maven coordinates that one start asked for, separated by commas.
-        files: `spark.jars` of the session that started.
+        files: The jars of the session that started, as `spark.jars` has them.
     """
-    jars = [Path(file.removeprefix("file:")) for file in files.split(",")]
+    jars = [Path("/" + file.removeprefix("file:").lstrip("/")) for file in files.split(",")]
     folders = {jar.parent for jar in jars} & set(_ivy_folders())
     if len(folders) != 1:
         return
     folder = folders.pop()
     names = [jar.name for jar in jars if jar.parent == folder]
+    if not _has_all(packages.split(","), names):
+        return
     text = json.dumps({"packages": packages.split(","), "excludes": EXCLUDES, "jars": names})
     file = folder.parent / _RECORD.format(hashlib.sha256(packages.encode()).hexdigest()[:12])
     with suppress(OSError):  # of another user, or on a full disk: the next start asks again
@@ -144,9 +146,14 @@ def _recorded_jars(packages: Sequence[str]) -> list[str]:
                 record = json.loads(file.read_text(encoding="utf-8"))
                 jars = [folder / name for name in record["jars"]]
                 is_ours = set(packages) <= set(record["packages"]) and record["excludes"] == list(EXCLUDES)
-                if is_ours and jars and all(map(is_zipfile, jars)):
+                if is_ours and _has_all(packages, record["jars"]) and all(map(is_zipfile, jars)):
                     return sorted(map(str, jars))
     return []
+
+
+def _has_all(packages: Sequence[str], names: Collection[str]) -> bool:
+    """Whether each package's own jar is among files that the package manager has named."""
+    return {"{}_{}-{}.jar".format(*package.split(":")) for package in packages} <= set(names)
 
 
 def _ivy_folders() -> list[Path]:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import resources
-from typing import Final
+from typing import Any, Final
 
 from pyspark.errors import PySparkRuntimeError
 from pyspark.sql import SparkSession
@@ -108,7 +108,9 @@ def _local_session(locations: Sequence[str | None]) -> SparkSession:
             raise
         raise not_downloaded(jars[PACKAGES]) from error
     if PACKAGES in jars and PACKAGES not in defaults():
-        record_jars(jars[PACKAGES], session.conf.get("spark.jars", "") or "")
+        # The session's own `spark.jars` lacks what the package manager found, if this package has set some.
+        java: Any = session._jvm  # noqa: SLF001
+        record_jars(jars[PACKAGES], java.System.getProperty("spark.jars") or "")
     return session
 
 

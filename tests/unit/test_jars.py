@@ -42,7 +42,7 @@ def write_defaults(home: Path, *lines: str) -> None:
 def write_ivy(home: Path) -> list[Path]:
     """Write the jars of Delta Lake as Spark's package manager stores them."""
     folder = home / ".ivy2.5.2" / "jars"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     parts = ("spark_4.2_2.13", "storage", "kernel-api", "kernel-defaults", "kernel-unitycatalog")
     names = [f"io.delta_delta-{part}-4.4.0.jar" for part in parts]
     names += [f"io.unitycatalog_unitycatalog-{part}-0.6.0.jar" for part in ("client", "hadoop")]
@@ -91,12 +91,14 @@ def test_jars_of_a_download_that_was_killed_are_asked_for_again(home: Path, dama
 def write_s3_jars(home: Path) -> list[Path]:
     """Note a start that asked for S3's connector; return the jars that it got."""
     folder = home / ".ivy2.5.2" / "jars"
-    jars_of_s3 = [folder / f"{name}.jar" for name in ("org.apache.hadoop_hadoop-aws-3.5.0", "other_a-1")]
+    asked = jars_module.connector("s3a")
+    names = ["{}_{}-{}.jar".format(*package.split(":")) for package in asked]
+    jars_of_s3 = [folder / name for name in (*names, "other_a-1.jar")]
     for path in jars_of_s3:
         with zipfile.ZipFile(path, "w") as jar:
             jar.writestr("MANIFEST.MF", "")
-    asked = ",".join(jars_module.connector("s3a"))
-    jars_module.record_jars(asked, ",".join(["file:/mine/a.jar", *(f"file:{path}" for path in jars_of_s3)]))
+    files = ["file:/mine/a.jar", *(f"file://{path}" for path in jars_of_s3)]
+    jars_module.record_jars(",".join(asked), ",".join(files))
     return jars_of_s3
 
 
@@ -106,11 +108,17 @@ def test_jars_of_a_store_are_asked_for_once(home: Path, monkeypatch: pytest.Monk
     of_s3 = write_s3_jars(home)
     assert jars(S3) == {"spark.jars": ",".join(sorted(map(str, [*there, *of_s3])))}
     assert jars() == {"spark.jars": ",".join(map(str, there))}, "what S3 needs comes for S3 only"
-    of_s3[1].write_bytes(b"cut")
+    of_s3[-1].write_bytes(b"cut")
     assert "spark.jars.packages" in jars(S3)
     monkeypatch.setattr(jars_module, "_TRIED", {"4.2": ("4.4.0", "3.5.1", "2.57.8")})
     write_s3_jars(home)
     assert jars(S3)["spark.jars"].count("other_a-1.jar") == 1, "of the new version"
+
+
+def test_a_start_without_the_jars_that_it_asked_for_is_not_noted(home: Path) -> None:
+    write_ivy(home)
+    jars_module.record_jars(",".join(jars_module.connector("s3a")), ",".join(map(str, write_ivy(home))))
+    assert not list((home / ".ivy2.5.2").glob("nsfw-spark-*.json"))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"packages": 1, "jars": 2}'])

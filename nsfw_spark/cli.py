@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from nsfw_spark import __version__
+from nsfw_spark import __version__, early
 from nsfw_spark.cli_models import models
-from nsfw_spark.cli_options import Debug, add_command, help_of, option_types
+from nsfw_spark.cli_options import Debug, Verbose, add_command, help_of, option_types
 from nsfw_spark.cli_review import add_review_commands
-from nsfw_spark.errors import DeviceError, NsfwSparkError, StorageError
+from nsfw_spark.errors import DeviceError, NsfwSparkError, RunInterruptedError, StorageError
 from nsfw_spark.options import JobOptions, job_options
 from nsfw_spark.redact import printable, redact
 
@@ -72,6 +72,8 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, TyperException):  # an option or a command that does not exist
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         return f"{message}  (nsfw-spark --help lists all)", _WRONG
+    if isinstance(error, RunInterruptedError):
+        return str(error), _INTERRUPTED
     if isinstance(error, DeviceError | StorageError):  # in the middle of the work
         return str(error), _UNEXPECTED
     if isinstance(error, NsfwSparkError):
@@ -123,6 +125,8 @@ def _score_only(options: JobOptions, *, as_json: bool) -> int:
 
 def _filter(options: JobOptions, *, as_json: bool) -> int:
     """Bring the filtered tables of OUTPUT up to date under a policy; needs no model and no GPU."""
+    early.check_filter(options)
+    early.announce()
     from nsfw_spark.spark.pipeline import filter_job
 
     _show(filter_job(options), options, as_json=as_json)
@@ -130,6 +134,8 @@ def _filter(options: JobOptions, *, as_json: bool) -> int:
 
 
 def _score(options: JobOptions, *, with_filter: bool, as_json: bool) -> int:
+    early.check_score(options)
+    early.announce()
     from nsfw_spark.spark.pipeline import run_job
 
     summary = run_job(options, with_filter=with_filter)
@@ -165,7 +171,16 @@ def _add_job(name: str, job: Callable[..., int], argument: str, fields: Collecti
         fields: The fields that have one.
     """
 
-    def command(config: Path | None, *, debug: bool, as_json: bool, **given: Any) -> int:  # noqa: ANN401, ARG001 - see main
+    def command(
+        config: Path | None,
+        *,
+        debug: bool,  # noqa: ARG001 - see main
+        verbose: bool,
+        as_json: bool,
+        **given: Any,  # noqa: ANN401 - see job_options
+    ) -> int:
+        if verbose:
+            early.show_all()
         for switch in switches:
             if given.pop(f"no_{switch}"):
                 given[switch] = False
@@ -180,6 +195,7 @@ def _add_job(name: str, job: Callable[..., int], argument: str, fields: Collecti
         ],
         "as_json": Annotated[bool, typer.Option("--json", help="Print the JSON alone, no text for people.")],
         "debug": Debug,
+        "verbose": Verbose,
         # Hidden, since help would have no room for the descriptions beside them.
         **{
             f"no_{name}": Annotated[bool, typer.Option(f"--no-{name.replace('_', '-')}", hidden=True)]
@@ -231,12 +247,17 @@ def export_images(  # noqa: PLR0913 - each is an option
         ),
     ] = 0.1,
     debug: Debug = False,  # noqa: ARG001 - see main
+    verbose: Verbose = False,
 ) -> int:
     """Write the images that passed as tars or Parquet files, for training, with a manifest."""
-    from nsfw_spark.spark.export import ExportOptions, ShardSize, export_job
-
+    if verbose:
+        early.show_all()
     columns = {"content_column": content_column, "id_column": id_column}
     options = job_options({"output": output, "content_from": content_from, **columns})
+    early.check_export(options, table, directory)
+    early.announce()
+    from nsfw_spark.spark.export import ExportOptions, ShardSize, export_job
+
     size = ShardSize(images=images_per_shard)
     exported = export_job(options, ExportOptions(directory, format, table, size))
     typer.echo(json.dumps(exported.as_dict()))
@@ -252,10 +273,9 @@ def fetch_jars_of_stores(
     debug: Debug = False,  # noqa: ARG001 - see main
 ) -> None:
     """Download Spark's jars for Delta Lake and for stores, for machines without a network."""
+    early.check_java()
     from nsfw_spark.spark.jars import fetch_jars
-    from nsfw_spark.spark.session import check_java
 
-    check_java()
     schemes = [scheme for scheme, is_wanted in (("s3a", s3), ("abfss", azure)) if is_wanted]
     for jar in fetch_jars(directory, schemes):
         typer.echo(jar)

@@ -31,6 +31,8 @@ _METAVARS: Final = {
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 """The option of every command that `main` reads."""
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show all that Spark's start prints.")]
+"""The option of every command that starts Spark."""
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document in place of text.")]
 _OPTIONS: Final = {**PeekOptions.model_fields, **JobOptions.model_fields}
 
@@ -41,7 +43,8 @@ def add_command(
     """Add a command whose parameters, all of them keywords, have these types for typer."""
     command.__annotations__ = dict(types)
     defaults = {
-        name: False if name in ("debug", "as_json") or name.startswith("no_") else None for name in types
+        name: False if name in ("debug", "verbose", "as_json") or name.startswith("no_") else None
+        for name in types
     }
     command.__signature__ = Signature(  # type: ignore[attr-defined]
         [

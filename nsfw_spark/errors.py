@@ -9,6 +9,7 @@ There is one class for each way to handle an error::
     ├── WeightsError               weights are absent, or their sha256 differs   driver, exit 2; or the task
     ├── DeviceError(RuntimeError)  no GPU is usable, or the model does not fit   fails the task
     ├── StorageError               a disk, a checkpoint or a store has failed    driver, exit 1
+    ├── RunInterruptedError        Ctrl-C ended the run after a micro-batch      driver, exit 130
     └── ImageError(ValueError)     one image cannot be scored                    marks the row
 
 A message states the wrong value, the expected value, and what to do. Each error survives pickling, because
@@ -55,6 +56,10 @@ class DeviceError(NsfwSparkError, RuntimeError):
 
 class StorageError(NsfwSparkError):
     """Storage failed during the run: a full disk, a deleted checkpoint, a refused file."""
+
+
+class RunInterruptedError(NsfwSparkError):
+    """Ctrl-C ended the run after a micro-batch; the same command goes on where it ended."""
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,15 @@ downloads them.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from glob import glob
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +33,7 @@ _SPARK: Final = ".".join(pyspark.__version__.split(".")[:2])
 _TRIED: Final = {"4.2": ("4.4.0", "3.5.0", "2.57.8")}
 """Spark's version → versions of Delta Lake, Hadoop's connectors and Amazon's SDK that have run together."""
 
+_RECORD: Final = "nsfw-spark-{}.json"  # beside the package manager's directory of jars
 _CONNECTORS: Final = {"s3a": "hadoop-aws", "abfss": "hadoop-azure"}
 _SDK: Final = ("s3", "s3-transfer-manager", "sts", "apache-client", "netty-nio-client")
 # Delta and the connectors depend on these. Spark has them; the bundle is 600 MB, and _SDK is 16.
@@ -71,11 +75,14 @@ def jar_settings(locations: Sequence[str | None]) -> dict[str, str]:
     files = [file for each in patterns for file in (each, *glob(each.removeprefix("file:")))]  # noqa: PTH207
     there = " ".join([named.get(PACKAGES, ""), *(Path(file).name for file in files)])
     jars: list[str] = [] if "delta-spark" in there else downloaded_jars()
-    packages = [] if jars or "delta-spark" in there else [delta_package()]
+    packages: list[str] = [] if jars or "delta-spark" in there else [delta_package()]
     schemes = {(each or "").partition(":")[0] for each in locations}
     for scheme, artefact in _CONNECTORS.items():
         if scheme in schemes and artefact not in there:
             packages += connector(scheme)
+    if packages and PACKAGES not in named:  # else the package manager runs in any case
+        recorded = _recorded_jars(packages)
+        jars, packages = (sorted({*jars, *recorded}), []) if recorded else (jars, packages)
     added = {"spark.jars": jars, PACKAGES: packages, "spark.jars.excludes": EXCLUDES}
     return {key: ",".join([*filter(None, [named.get(key)]), *new]) for key, new in added.items() if new}
 
@@ -101,11 +108,57 @@ def downloaded_jars() -> list[str]:
     parts = (f"spark_{_SPARK}_2.13", "storage", "kernel-api", "kernel-defaults", "kernel-unitycatalog")
     patterns = [f"io.delta_delta-{part}-{delta}.jar" for part in parts]
     patterns += [f"io.unitycatalog_unitycatalog-{part}-*.jar" for part in ("client", "hadoop")]
-    for folder in Path.home().glob(".ivy2*[0-9]/jars"):
+    for folder in _ivy_folders():
         found = [max(map(str, folder.glob(pattern)), default="") for pattern in patterns]
         if all(map(is_zipfile, found)):  # not of one that was killed
             return sorted(found)
     return []
+
+
+def record_jars(packages: str, files: str) -> None:
+    """Note the jars that Spark's package manager stored for some packages, so that no later start needs it.
+
+    Args:
+        packages: Maven coordinates that one start asked for, separated by commas.
+        files: The jars of the session that started, as `spark.jars` has them.
+    """
+    jars = [Path("/" + file.removeprefix("file:").lstrip("/")) for file in files.split(",")]
+    folders = {jar.parent for jar in jars} & set(_ivy_folders())
+    if len(folders) != 1:
+        return
+    folder = folders.pop()
+    names = [jar.name for jar in jars if jar.parent == folder]
+    if not _has_all(packages.split(","), names):
+        return
+    text = json.dumps({"packages": packages.split(","), "excludes": EXCLUDES, "jars": names})
+    file = folder.parent / _RECORD.format(hashlib.sha256(packages.encode()).hexdigest()[:12])
+    with suppress(OSError):  # of another user, or on a full disk: the next start asks again
+        temporary = file.with_suffix(f".{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(file)
+
+
+def _recorded_jars(packages: Sequence[str]) -> list[str]:
+    """Return the jars that an earlier start got for these packages, if all are there; else none."""
+    for folder in _ivy_folders():
+        for file in folder.parent.glob(_RECORD.format("*")):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                record = json.loads(file.read_text(encoding="utf-8"))
+                jars = [folder / name for name in record["jars"]]
+                is_ours = set(packages) <= set(record["packages"]) and record["excludes"] == list(EXCLUDES)
+                if is_ours and _has_all(packages, record["jars"]) and all(map(is_zipfile, jars)):
+                    return sorted(map(str, jars))
+    return []
+
+
+def _has_all(packages: Sequence[str], names: Collection[str]) -> bool:
+    """Whether each package's own jar is among files that the package manager has named."""
+    return {"{}_{}-{}.jar".format(*package.split(":")) for package in packages} <= set(names)
+
+
+def _ivy_folders() -> list[Path]:
+    """Return the directories in which Spark's package manager stores jars."""
+    return list(Path.home().glob(".ivy2*[0-9]/jars"))
 
 
 def fetch_jars(directory: Path, schemes: Collection[str]) -> list[Path]:

@@ -29,11 +29,13 @@ from nsfw_spark.spark.checkpoints import (
     is_known,
     last_accounted_batch,
     last_batch,
+    last_committed_batch,
     unwritten_batch,
 )
 from nsfw_spark.spark.faults import check_holds, may_be_of_files, reason, text_of, written_batch
+from nsfw_spark.spark.follow import follow
 from nsfw_spark.spark.policy import Policy
-from nsfw_spark.spark.progress import OBSERVATION, Counts, counting_columns, follow
+from nsfw_spark.spark.progress import OBSERVATION, Counts, counting_columns
 from nsfw_spark.spark.reconcile import account_for_skipped, listed_files, readable_files
 from nsfw_spark.spark.runs import count_run, record_rescored
 from nsfw_spark.spark.scoring import ImageScoring, score_listed
@@ -144,12 +146,34 @@ class ScoringJob:
         while True:
             rows = self._rows(self.source.stream(self.limit), columns, target.output, is_counted=True)
             try:
-                return _write(rows, target, self.run_id).timings
+                return self._write(rows, target).timings
             except StreamingQueryException as error:
                 if not (may_be_of_files(error) and self._write_without(target, columns)):
                     raise
                 said = f"going on without the files that cannot be read: {reason(error)}"
                 sys.stderr.write(f"nsfw-spark: {said}\n")
+
+    def _write(self, scored: DataFrame, target: Target) -> Counts:
+        """Append to image_scores with Delta's streaming sink, and wait for the end."""
+        spark, name, output = scored.sparkSession, target.output.name(IMAGE_SCORES), target.output
+        first_batch = last_committed_batch(spark, target.checkpoint) + 1
+        writer = (
+            scored.writeStream.format("delta")
+            .outputMode("append")
+            .queryName(f"nsfw-spark: score, run {self.run_id}")  # a session has one query of a name
+            .option("checkpointLocation", target.checkpoint)
+            .trigger(availableNow=True)
+        )
+        output.fence.check()
+        query = writer.toTable(name) if output.is_schema else writer.start(output.path(IMAGE_SCORES))
+        unit = None
+        if isinstance(self.source, ListedFiles):
+            unit = "images" if self.source.has_image_files else "files"
+        try:
+            return follow(query, output.fence, spark, unit=unit, first_batch=first_batch)
+        except StreamingQueryException:
+            check_still_there(spark, target.checkpoint)
+            raise
 
     def _write_without(self, target: Target, columns: StructType) -> bool:
         """Write the micro-batch that failed, without files that cannot be looked up; return whether it was.
@@ -239,22 +263,3 @@ class ScoringJob:
             rows = rows.observe(OBSERVATION, *counting_columns(self.policy))
         of_model = model_columns(self.scoring.name, self.scoring.fingerprint, self.run_id)
         return rows.withColumns(of_model).select(columns.names)
-
-
-def _write(scored: DataFrame, target: Target, run_id: str) -> Counts:
-    """Append to image_scores with Delta's streaming sink, and wait for the end."""
-    writer = (
-        scored.writeStream.format("delta")
-        .outputMode("append")
-        .queryName(f"nsfw-spark: score, run {run_id}")  # a session has one query of a name
-        .option("checkpointLocation", target.checkpoint)
-        .trigger(availableNow=True)
-    )
-    name, output = target.output.name(IMAGE_SCORES), target.output
-    output.fence.check()
-    query = writer.toTable(name) if output.is_schema else writer.start(output.path(IMAGE_SCORES))
-    try:
-        return follow(query, output.fence)
-    except StreamingQueryException:
-        check_still_there(scored.sparkSession, target.checkpoint)
-        raise

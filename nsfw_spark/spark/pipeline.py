@@ -15,9 +15,10 @@ from typing import Final, Unpack
 
 from pyspark.sql import SparkSession
 
+from nsfw_spark import early
 from nsfw_spark.cascade import model_specs
 from nsfw_spark.embeddings import head_fingerprint
-from nsfw_spark.errors import ConfigError, InputError, TableError
+from nsfw_spark.errors import ConfigError, TableError
 from nsfw_spark.options import JobKeywords, JobOptions
 from nsfw_spark.spark import filtered, tables
 from nsfw_spark.spark.checkpoints import last_batch
@@ -40,7 +41,6 @@ from nsfw_spark.spark.tables import IMAGE_SCORES, Output
 from nsfw_spark.spark.udf import new_run_id
 from nsfw_spark.spark.vector_scoring import VectorScoring
 from nsfw_spark.spark.worker import num_visible_gpus
-from nsfw_spark.uris import absolute_uri, may_be_table
 
 _MICRO_BATCH_SECONDS: Final = 60  # each micro-batch has an overhead of 2 s
 _DECODES_PER_SECOND: Final = 500  # of one core, photographs of half a megapixel
@@ -216,21 +216,10 @@ def choose_scoring(options: JobOptions) -> ImageScoring | VectorScoring:
 
 def _check_options(options: JobOptions) -> None:
     """Refuse wrong options before Spark starts."""
-    if options.input is None:
-        raise ConfigError("got no INPUT; expected the URI of a directory with images")
-    if options.is_schema and options.checkpoints is None:
-        raise ConfigError(
-            f"output {options.output} is a catalog schema; expected --checkpoints URI with it, a directory "
-            f"for Spark's checkpoints. (For a directory of that name, write ./{options.output})"
-        )
-    uri = absolute_uri(options.input)
-    is_name = options.input.isidentifier() or may_be_table(options.input)
-    is_local = uri.startswith(("/", "file:/")) and not is_name
+    early.check_options(options)
     # On a cluster, the same path may name a file of another file system.
-    if is_local and starts_local_session() and not Path("/" + uri.removeprefix("file:").lstrip("/")).exists():
-        raise InputError(
-            f"input {options.input} does not exist; expected a directory with images, or a table's name"
-        )
+    if starts_local_session():
+        early.check_input(options)
 
 
 def _source_options(options: JobOptions, scoring: ImageScoring | VectorScoring) -> SourceOptions:

@@ -1,4 +1,4 @@
-"""Follows a streaming query to its end: shows its progress and counts its images.
+"""Counts images: as columns that Spark computes, and as values of a run or of a micro-batch.
 
 The counts come from `DataFrame.observe`: Spark counts the rows while it writes them, without an extra pass.
 """
@@ -6,30 +6,20 @@ The counts come from `DataFrame.observe`: Spark counts the rows while it writes 
 from __future__ import annotations
 
 import re
-import signal
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
-from pyspark.errors import PySparkException, StreamingQueryException
+from pyspark.errors import PySparkException
 from pyspark.sql import Column
 from pyspark.sql import functions as F
-from pyspark.sql.streaming.query import StreamingQuery
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from nsfw_spark import errors
 from nsfw_spark.errors import STORAGE_FAILED
 from nsfw_spark.scorer import Timings
-from nsfw_spark.spark.fence import Fence
 from nsfw_spark.spark.policy import Policy
 from nsfw_spark.spark.schema import TIMINGS
 
 OBSERVATION: Final = "images"
-_POLL_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -63,7 +53,7 @@ class Counts:
 
 
 def counting_columns(policy: Policy | None) -> list[Column]:
-    """Return the aggregates of image_scores' rows that `follow` reads as an observation."""
+    """Return the aggregates of image_scores' rows that `observed_counts` reads."""
     return [
         *row_counts(policy),
         *(F.sum(F.col(TIMINGS.name)[i]).alias(timing.name) for i, timing in enumerate(fields(Timings))),
@@ -79,90 +69,14 @@ def row_counts(policy: Policy | None) -> list[Column]:
     return [F.count(F.lit(1)).alias("images"), ok, *safe, lost]
 
 
-def follow(query: StreamingQuery, fence: Fence) -> Counts:
-    """Wait for the query's end; return the counts of the rows that it wrote.
-
-    On a terminal one line shows progress; elsewhere standard error gets a line for each micro-batch.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C was pressed; the query is stopped.
-        NsfwSparkError: A task raised it on an executor.
-        StreamingQueryException: The query failed otherwise.
-        TableError: Another run may have taken over the output; the query is stopped.
-    """
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    total, seen = Counts(), -1
-    with (
-        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
-        _interrupt_noted() as interrupted,
-    ):
-        line = bar.add_task("scoring", total=None)
-        while not (interrupted.is_set() or fence.is_closed):
-            is_over = _wait(query)
-            for progress in query.recentProgress:
-                if progress.batchId <= seen or not progress.numInputRows:
-                    continue
-                seen = progress.batchId
-                counts = _counts(progress)
-                total += counts
-                bar.update(line, description=_sentence("scored", total, None))
-                if not console.is_terminal:
-                    seconds = progress.batchDuration / 1000
-                    sys.stderr.write(_sentence(f"micro-batch {seen}:", counts, seconds) + "\n")
-            if is_over:
-                return total
-    query.stop()
-    fence.check()
-    raise KeyboardInterrupt
-
-
-def _wait(query: StreamingQuery) -> bool:
-    """Wait for `_POLL_SECONDS`; return whether the query has ended."""
-    try:
-        return bool(query.awaitTermination(_POLL_SECONDS))  # type: ignore[arg-type]
-    except StreamingQueryException as error:
-        raise from_executor(error) from error
-
-
-@contextmanager
-def _interrupt_noted() -> Iterator[threading.Event]:
-    """Let Ctrl-C set an event: the caller then stops between two calls to Java, not within one."""
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
-        yield interrupted
-        return
-    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _counts(progress: Any) -> Counts:  # noqa: ANN401 - StreamingQueryProgress, or a dict before Spark 4
+def observed_counts(progress: Any) -> Counts:  # noqa: ANN401 - StreamingQueryProgress, or a dict before Spark 4
+    """Return the counts of a micro-batch that Spark observed."""
     observed = progress.observedMetrics.get(OBSERVATION)
     if observed is None:
         return Counts()
     timings = Timings(*(observed[timing.name] or 0.0 for timing in fields(Timings)))
     safe = observed.asDict().get("safe")
     return Counts(observed.images, observed.ok, safe, timings, observed.files_lost)
-
-
-def _sentence(verb: str, counts: Counts, seconds: float | None) -> str:
-    rate = "" if not seconds else f", {counts.images / seconds:,.0f} images/s"
-    without = f", {counts.quarantined:,} of them without a score" if counts.quarantined else ""
-    return f"{verb} {counts.images:,} images{without}{rate}{_limits(counts.timings)}"
-
-
-def _limits(timings: Timings) -> str:
-    """Return the tasks' shares of time, which show whether decoding or the model is the limit."""
-    busy = timings.decode_seconds + timings.wait_seconds
-    if not busy or not timings.batch_slots:
-        return ""
-    return (
-        f"; tasks: {timings.decode_seconds / busy:.0%} decoding, {timings.wait_seconds / busy:.0%} waiting "
-        f"for the model; batches {timings.batch_fill:.0%} full"
-    )
 
 
 def from_executor(error: PySparkException) -> Exception:

@@ -6,18 +6,16 @@ Settings of spark-submit, a cluster or a notebook stay; only unset ones get a va
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import resources
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pyspark.errors import PySparkRuntimeError
 from pyspark.sql import SparkSession
 
+from nsfw_spark.early import VERBOSE, announce_once, check_java, reads_local_files
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.spark.hadoop import has_file_system
 from nsfw_spark.spark.jars import (
@@ -28,14 +26,15 @@ from nsfw_spark.spark.jars import (
     jar_settings,
     no_connector,
     not_downloaded,
+    record_jars,
 )
+from nsfw_spark.spark.launch import quiet_start
 
 _DELTA: Final = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
 _JAVA_OPTIONS: Final = "spark.driver.extraJavaOptions"
-_MIN_JAVA: Final = 17
 _TASKS_PER_CORE: Final = 3  # in a micro-batch: they even out slow images, and start fast
 
 
@@ -61,9 +60,7 @@ def get_session(*locations: str | None) -> SparkSession:
 
 def starts_local_session() -> bool:
     """Whether `get_session` would start a local Spark, whose file system is that of this machine."""
-    is_submitted = "PYSPARK_GATEWAY_PORT" in os.environ
-    has_other_files = "HADOOP_CONF_DIR" in os.environ
-    return running_session() is None and not is_submitted and not has_other_files
+    return running_session() is None and reads_local_files()
 
 
 def running_session() -> SparkSession | None:
@@ -97,18 +94,34 @@ def _submitted_session() -> SparkSession:
 
 def _local_session(locations: Sequence[str | None]) -> SparkSession:
     check_java()
-    sys.stderr.write("nsfw-spark: starting Spark…\n")
+    announce_once()
     # Else Spark runs the first `python3` in PATH, not this environment's.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder, jars = SparkSession.builder.appName("nsfw-spark"), jar_settings(locations)
     for key, value in {**_DELTA, **_local_settings(), **jars}.items():
         builder = builder.config(key, value)
     try:
-        return builder.getOrCreate()
+        with _quiet(jars):
+            session = builder.getOrCreate()
     except PySparkRuntimeError as error:
         if "JAVA_GATEWAY_EXITED" not in str(error) or PACKAGES not in jars:
             raise
         raise not_downloaded(jars[PACKAGES]) from error
+    if PACKAGES in jars and PACKAGES not in defaults():
+        # The session's own `spark.jars` lacks what the package manager found, if this package has set some.
+        java: Any = session._jvm  # noqa: SLF001
+        record_jars(jars[PACKAGES], java.System.getProperty("spark.jars") or "")
+    return session
+
+
+def _quiet(jars: Mapping[str, str]) -> AbstractContextManager[None]:
+    """Return the context of a start: quiet, unless its user wants to see Spark's log."""
+    if os.environ.get(VERBOSE) or _has_own_log(defaults().get(_JAVA_OPTIONS, "")):
+        return nullcontext()
+    asked = jars.get(PACKAGES, "")
+    names = {"delta-spark": "Delta Lake", "hadoop-aws": "S3's connector", "hadoop-azure": "Azure's connector"}
+    downloads = [name for artefact, name in names.items() if f":{artefact}" in asked]
+    return quiet_start(" and ".join(downloads) or None)
 
 
 def _has_own_log(options: str) -> bool:
@@ -199,23 +212,3 @@ def _check_connectors(session: SparkSession, locations: Sequence[str | None]) ->
         scheme, separator, _ = location.partition(":/")
         if separator and not has_file_system(session, scheme):
             raise no_connector(scheme, location)
-
-
-def check_java() -> None:
-    """Fail with a sentence before Spark fails with a stack trace.
-
-    Raises:
-        ConfigError: There is no Java, or an old one.
-    """
-    home = os.environ.get("JAVA_HOME")
-    java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
-    advice = (
-        f"Spark needs Java {_MIN_JAVA} or newer: install it (Debian and Ubuntu: apt-get install "
-        "openjdk-17-jre-headless; macOS: brew install openjdk@17) and set JAVA_HOME if it is not in PATH"
-    )
-    if java is None or not Path(java).exists():
-        raise ConfigError(f"no Java found{f' at JAVA_HOME={home}' if home else ' in PATH'}. {advice}")
-    text = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr  # noqa: S603
-    version = re.search(r'version "(?:1\.)?(\d+)', text)
-    if version is None or int(version[1]) < _MIN_JAVA:
-        raise ConfigError(f"{java} is Java {version[1] if version else 'of unknown version'}. {advice}")

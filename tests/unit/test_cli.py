@@ -28,7 +28,11 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_is_refused(said: Said, *words: str) -> None:
-    """One line on standard error, nothing on standard output, exit status 2, no Spark."""
+    """One line on standard error, nothing on standard output, exit status 2, no Spark.
+
+    A line before says that Spark starts, if the error is found after pyspark was imported.
+    """
+    said = said._replace(err=said.err.removeprefix("nsfw-spark: starting Spark…\n"))
     assert said.status == WRONG, said
     assert said.out == ""
     assert said.err.startswith("nsfw-spark: ")
@@ -48,6 +52,7 @@ def options_of(command: str) -> set[str]:
         "config",
         "debug",
         "help",
+        "verbose",
     }
 
 

@@ -42,7 +42,7 @@ def write_defaults(home: Path, *lines: str) -> None:
 def write_ivy(home: Path) -> list[Path]:
     """Write the jars of Delta Lake as Spark's package manager stores them."""
     folder = home / ".ivy2.5.2" / "jars"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     parts = ("spark_4.2_2.13", "storage", "kernel-api", "kernel-defaults", "kernel-unitycatalog")
     names = [f"io.delta_delta-{part}-4.4.0.jar" for part in parts]
     names += [f"io.unitycatalog_unitycatalog-{part}-0.6.0.jar" for part in ("client", "hadoop")]
@@ -86,6 +86,55 @@ def test_jars_of_a_download_that_was_killed_are_asked_for_again(home: Path, dama
         jar.unlink() if damage == "gone" else jar.write_bytes(content[:30])
         assert jars() == {"spark.jars.packages": DELTA}
         jar.write_bytes(content)
+
+
+def write_s3_jars(home: Path) -> list[Path]:
+    """Note a start that asked for S3's connector; return the jars that it got."""
+    folder = home / ".ivy2.5.2" / "jars"
+    asked = jars_module.connector("s3a")
+    names = ["{}_{}-{}.jar".format(*package.split(":")) for package in asked]
+    jars_of_s3 = [folder / name for name in (*names, "other_a-1.jar")]
+    for path in jars_of_s3:
+        with zipfile.ZipFile(path, "w") as jar:
+            jar.writestr("MANIFEST.MF", "")
+    files = ["file:/mine/a.jar", *(f"file://{path}" for path in jars_of_s3)]
+    jars_module.record_jars(",".join(asked), ",".join(files))
+    return jars_of_s3
+
+
+def test_jars_of_a_store_are_asked_for_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = write_ivy(home)
+    assert "spark.jars.packages" in jars(S3)
+    of_s3 = write_s3_jars(home)
+    assert jars(S3) == {"spark.jars": ",".join(sorted(map(str, [*there, *of_s3])))}
+    assert jars() == {"spark.jars": ",".join(map(str, there))}, "what S3 needs comes for S3 only"
+    of_s3[-1].write_bytes(b"cut")
+    assert "spark.jars.packages" in jars(S3)
+    monkeypatch.setattr(jars_module, "_TRIED", {"4.2": ("4.4.0", "3.5.1", "2.57.8")})
+    write_s3_jars(home)
+    assert jars(S3)["spark.jars"].count("other_a-1.jar") == 1, "of the new version"
+
+
+def test_a_start_without_the_jars_that_it_asked_for_is_not_noted(home: Path) -> None:
+    write_ivy(home)
+    jars_module.record_jars(",".join(jars_module.connector("s3a")), ",".join(map(str, write_ivy(home))))
+    assert not list((home / ".ivy2.5.2").glob("nsfw-spark-*.json"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"packages": 1, "jars": 2}'])
+def test_a_damaged_note_is_as_none(home: Path, text: str) -> None:
+    write_ivy(home)
+    write_s3_jars(home)
+    (note,) = (home / ".ivy2.5.2").glob("nsfw-spark-*.json")
+    note.write_text(text)
+    assert "spark.jars.packages" in jars(S3)
+
+
+def test_packages_of_the_defaults_file_are_asked_for_at_each_start(home: Path) -> None:
+    write_ivy(home)
+    write_s3_jars(home)
+    write_defaults(home, "spark.jars.packages org.my:b:1")
+    assert jars(S3)["spark.jars.packages"].startswith("org.my:b:1,org.apache.hadoop:hadoop-aws:")
 
 
 def test_jars_of_the_defaults_file_stay(home: Path) -> None:

@@ -20,6 +20,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from nsfw_spark import __version__
+from nsfw_spark.cli_doctor import add_doctor_command
 from nsfw_spark.cli_models import models
 from nsfw_spark.cli_options import Debug, add_command, help_of, option_types
 from nsfw_spark.cli_review import add_review_commands
@@ -215,6 +216,7 @@ _add_job("run", _run, "input", _FIELDS)
 _add_job("score", _score_only, "input", [field for field in _FIELDS if field not in _OF_FILTER])
 _add_job("filter", _filter, "output", (*_OF_FILTER, "content_column", "id_column"))
 add_review_commands(app)
+add_doctor_command(app)
 
 
 @app.command("export")
@@ -272,8 +274,8 @@ def fetch_jars_of_stores(
     debug: Debug = False,  # noqa: ARG001 - see main
 ) -> None:
     """Download Spark's jars for Delta Lake and for stores, for machines without a network."""
+    from nsfw_spark.java import check_java
     from nsfw_spark.spark.jars import fetch_jars
-    from nsfw_spark.spark.session import check_java
 
     check_java()
     schemes = [scheme for scheme, is_wanted in (("s3a", s3), ("abfss", azure)) if is_wanted]

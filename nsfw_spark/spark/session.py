@@ -6,19 +6,16 @@ Settings of spark-submit, a cluster or a notebook stay; only unset ones get a va
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Final
 
 from pyspark.errors import PySparkRuntimeError
 from pyspark.sql import SparkSession
 
 from nsfw_spark.errors import ConfigError
+from nsfw_spark.java import check_java
 from nsfw_spark.spark.hadoop import has_file_system
 from nsfw_spark.spark.jars import (
     PACKAGES,
@@ -35,7 +32,6 @@ _DELTA: Final = {
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
 _JAVA_OPTIONS: Final = "spark.driver.extraJavaOptions"
-_MIN_JAVA: Final = 17
 _TASKS_PER_CORE: Final = 3  # in a micro-batch: they even out slow images, and start fast
 
 
@@ -49,12 +45,22 @@ def get_session(*locations: str | None) -> SparkSession:
         ConfigError: There is no Java for a local session, no Delta Lake, no connector for a location, or a
             memory limit under which no model loads.
     """
+    session = open_session(*locations)
+    check_memory(session)
+    _check_connectors(session, locations)
+    return session
+
+
+def open_session(*locations: str | None) -> SparkSession:
+    """Return the session of `get_session` without its checks, for `nsfw-spark doctor`.
+
+    Raises:
+        ConfigError: There is no Java for a local session, or no Delta Lake.
+    """
     session = running_session()
     if session is None:
         is_submitted = "PYSPARK_GATEWAY_PORT" in os.environ
         session = _submitted_session() if is_submitted else _local_session(locations)
-    check_memory(session)
-    _check_connectors(session, locations)
     _tune(session)
     return session
 
@@ -199,23 +205,3 @@ def _check_connectors(session: SparkSession, locations: Sequence[str | None]) ->
         scheme, separator, _ = location.partition(":/")
         if separator and not has_file_system(session, scheme):
             raise no_connector(scheme, location)
-
-
-def check_java() -> None:
-    """Fail with a sentence before Spark fails with a stack trace.
-
-    Raises:
-        ConfigError: There is no Java, or an old one.
-    """
-    home = os.environ.get("JAVA_HOME")
-    java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
-    advice = (
-        f"Spark needs Java {_MIN_JAVA} or newer: install it (Debian and Ubuntu: apt-get install "
-        "openjdk-17-jre-headless; macOS: brew install openjdk@17) and set JAVA_HOME if it is not in PATH"
-    )
-    if java is None or not Path(java).exists():
-        raise ConfigError(f"no Java found{f' at JAVA_HOME={home}' if home else ' in PATH'}. {advice}")
-    text = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr  # noqa: S603
-    version = re.search(r'version "(?:1\.)?(\d+)', text)
-    if version is None or int(version[1]) < _MIN_JAVA:
-        raise ConfigError(f"{java} is Java {version[1] if version else 'of unknown version'}. {advice}")

@@ -1,0 +1,39 @@
+"""The Java that a local Spark would run: where it is, and whether its version suffices.
+
+In: JAVA_HOME and PATH. Out: a program and a version, or a `ConfigError` that says what to install. Needs no
+pyspark.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from nsfw_spark.errors import ConfigError
+
+_MIN_JAVA: Final = 17
+INSTALL_JAVA: Final = (
+    f"Spark needs Java {_MIN_JAVA} or newer: install it (Debian and Ubuntu: apt-get install "
+    "openjdk-17-jre-headless; macOS: brew install openjdk@17) and set JAVA_HOME if it is not in PATH"
+)
+
+
+def check_java() -> tuple[str, str]:
+    """Return the program and its version, such as `17.0.12`; fail before Spark does with a stack trace.
+
+    Raises:
+        ConfigError: There is no Java, or an old one.
+    """
+    home = os.environ.get("JAVA_HOME")
+    java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
+    if java is None or not Path(java).exists():
+        raise ConfigError(f"no Java found{f' at JAVA_HOME={home}' if home else ' in PATH'}. {INSTALL_JAVA}")
+    text = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr  # noqa: S603
+    version = re.search(r'version "((?:1\.)?(\d+)[^"]*)"', text)
+    if version is None or int(version[2]) < _MIN_JAVA:
+        raise ConfigError(f"{java} is Java {version[2] if version else 'of unknown version'}. {INSTALL_JAVA}")
+    return java, version[1]

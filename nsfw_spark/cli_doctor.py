@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -22,6 +22,9 @@ from nsfw_spark.doctor.estimate import Estimate
 from nsfw_spark.doctor.finding import Finding
 from nsfw_spark.doctor.text import can_show_marks, estimate_lines, lines_of, verdict
 from nsfw_spark.model_card import ModelCard
+
+if TYPE_CHECKING:  # imported in the command: `--help` needs no image library
+    from nsfw_spark.doctor.settings import Cluster
 
 _DONE: Final = 0
 _PROBLEM: Final = 2
@@ -42,7 +45,7 @@ def _doctor(  # noqa: PLR0913 - each is an option
     """Check this machine, Spark, INPUT and OUT; name what is wrong, and the setting that cures it."""
     from nsfw_spark.cards import load_card
     from nsfw_spark.doctor.facts import measure
-    from nsfw_spark.doctor.machine import check_locations, check_machine, missing_spark
+    from nsfw_spark.doctor.machine import check_locations, check_machine, check_weights, missing_spark
 
     with suppress(ValueError):  # not the main thread
         # As Ctrl-C: an exception, so that probes are removed.
@@ -58,10 +61,12 @@ def _doctor(  # noqa: PLR0913 - each is an option
 
     is_submitted = "PYSPARK_GATEWAY_PORT" in os.environ
     facts = measure(card.preprocessing)
-    show(list(check_machine(facts, card, place, needs_model=not is_submitted)))
+    show(list(check_machine(facts, card, needs_model=not is_submitted)))
     is_local = not is_submitted and "HADOOP_CONF_DIR" not in os.environ
     show(list(check_locations(input, output, is_local=is_local)))
-    estimate = Estimate.of(card, images or _IMAGES, facts.decodes_per_second, facts.cpus, len(facts.gpus))
+    show([check_weights(card, place)])
+    speed, gpus = facts.decodes_per_second, facts.num_visible_gpus
+    estimate = Estimate.of(card, images or _IMAGES, speed, facts.cpus, gpus)
     if not missing_spark() and not any(_prevents_spark(each) for each in findings):
         from nsfw_spark.spark.doctor import Question, examine
 
@@ -77,8 +82,8 @@ def _prevents_spark(finding: Finding) -> bool:
     )
 
 
-def _of_cluster(estimate: Estimate, cluster: Any, card: ModelCard) -> Estimate:  # noqa: ANN401 - see below
-    """Return the estimate by a cluster's facts; `cluster` is a `Cluster` or None."""
+def _of_cluster(estimate: Estimate, cluster: Cluster | None, card: ModelCard) -> Estimate:
+    """Return the estimate by a cluster's facts; the same estimate if Spark did not start."""
     if cluster is None:
         return estimate
     speeds = [each.decodes_per_second for each in cluster.executors] or [estimate.decodes_per_second]

@@ -77,6 +77,14 @@ class Facts:
     weights: str = ""
     """Fingerprint of the model's weights, or why there are none; empty if it was not asked."""
 
+    @property
+    def num_visible_gpus(self) -> int:
+        """GPUs that CUDA shows to this process."""
+        if self.visible is None:
+            return len(self.gpus)
+        named = [each for each in self.visible.split(",") if each.strip() not in {"", "-1"}]
+        return min(len(named), len(self.gpus))
+
     def as_json(self) -> str:
         """Return the text that `from_json` reads."""
         return json.dumps(asdict(self))

@@ -22,6 +22,7 @@ from nsfw_spark.uris import absolute_uri, credentials_problem, is_listed_in, is_
 from nsfw_spark.weights import fingerprint, locate_weights
 
 MACHINE: Final = "This machine"
+WEIGHTS: Final = "Weights"
 _GB: Final = 1e9
 _LEAST_FREE: Final = 1e9  # bytes on a disk; a rule of thumb
 _LIBRARIES: Final = {
@@ -33,15 +34,12 @@ _LIBRARIES: Final = {
 _SPARK: Final = ("pyspark", "delta", "pandas", "pyarrow")
 
 
-def check_machine(
-    facts: Facts, card: ModelCard, model_dir: Path | None, *, needs_model: bool = True
-) -> Iterator[Finding]:
-    """Yield the findings about this computer.
+def check_machine(facts: Facts, card: ModelCard, *, needs_model: bool = True) -> Iterator[Finding]:
+    """Yield the findings about this computer, except for the weights.
 
     Args:
         facts: Of this process.
         card: The model that a run would use.
-        model_dir: Directory of weights; None means the caches.
         needs_model: False if the model runs on executors only, as under spark-submit.
     """
     yield check_java_version()
@@ -57,7 +55,6 @@ def check_machine(
     yield Finding(
         MACHINE, "decoding", "ok", f"{facts.decodes_per_second:,.0f} images/s on one core (0.5 megapixels)"
     )
-    yield check_weights(card, model_dir)
 
 
 def check_java_version() -> Finding:
@@ -125,7 +122,7 @@ def check_gpu(group: str, facts: Facts) -> Finding:
     if not facts.gpus:
         return Finding(group, "GPU", "ok", "none: the model runs on CPU cores")
     value = "; ".join(facts.gpus)
-    if facts.visible is not None and not facts.visible.strip(" ,-1") and "1" not in facts.visible.split(","):
+    if not facts.num_visible_gpus:
         hidden = f"{value}, hidden: CUDA_VISIBLE_DEVICES is {facts.visible!r}"
         why = "CUDA shows a process only the GPUs that this variable names"
         return Finding(
@@ -141,16 +138,21 @@ def check_gpu(group: str, facts: Facts) -> Finding:
 
 
 def check_weights(card: ModelCard, model_dir: Path | None) -> Finding:
-    """Find the weights of the model and compare their sha256 with the card's."""
-    name = f"weights of {card.name}"
+    """Find the weights of the model and compare their sha256 with the card's; a second for each GB.
+
+    Args:
+        card: The model.
+        model_dir: Directory of weights; None means the caches.
+    """
+    name = card.name
     try:
         files = locate_weights(card, model_dir)
     except (NsfwSparkError, OSError) as error:
         cure = _cure_of_weights(card, model_dir, str(error))
-        return Finding(MACHINE, name, "problem", str(error), "present, with the card's sha256", "", cure)
+        return Finding(WEIGHTS, name, "problem", str(error), "present, with the card's sha256", "", cure)
     pinned = all(each.sha256 or each.git_sha1 for each in card.weights_sources.values())
     verified = "verified" if pinned else "present; the card pins no sha256"
-    return Finding(MACHINE, name, "ok", f"{verified}, fingerprint {fingerprint(card, files)}")
+    return Finding(WEIGHTS, name, "ok", f"{verified}, fingerprint {fingerprint(card, files)}")
 
 
 def _cure_of_weights(card: ModelCard, model_dir: Path | None, error: str) -> str:

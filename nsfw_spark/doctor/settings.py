@@ -111,7 +111,7 @@ class Cluster:
     def num_gpus(self) -> int:
         """GPUs of all executors; in local mode those of this machine."""
         if self.is_local or not self.gpus:
-            facts = {each.host: len(each.gpus) for each in (self.executors or [self.driver])}
+            facts = {each.host: each.num_visible_gpus for each in (self.executors or [self.driver])}
             return sum(facts.values())
         cores = self.cores or 1
         return max(1, (self.slots or cores) // cores) * self.gpus
@@ -305,6 +305,8 @@ def _cores(cluster: Cluster) -> Finding | None:
         f"{tasks} tasks at once on {cpus} cores of {host}. Each task decodes on a core; a quarter more "
         "tasks than cores is accepted, a rule of thumb"
     )
+    if cluster.is_local:
+        why += ". `nsfw-spark run` takes all cores of a machine, so set it by spark-submit"
     if cluster.master.startswith("local-cluster["):
         nodes, _, memory = re.findall(r"\d+", cluster.master)
         name, found, expected = MASTER, cluster.master, f"local-cluster[{nodes},{right},{memory}]"

@@ -80,7 +80,7 @@ def observe(session: SparkSession, question: Question) -> Cluster:
         slots=slots,
         spark=session.version,
         delta_jar=_delta_jar(session),
-        delta_package=delta_package(),
+        delta_package=_delta_package(),
         num_asked=num_tasks,
     )
     try:
@@ -150,7 +150,11 @@ def _cause(text: str) -> str:
 
 def _describe(session: SparkSession) -> str:
     master = session.conf.get("spark.master", None) or "Spark Connect"
-    return f"{session.version}, master {master}, {num_slots(session) or 'unknown'} tasks at once"
+    java = ""
+    if hasattr(session, "_jvm"):
+        jvm: Any = session._jvm  # noqa: SLF001 - Spark has no public way
+        java = f", Java {jvm.java.lang.System.getProperty('java.version')}"
+    return f"{session.version}, master {master}, {num_slots(session) or 'unknown'} tasks at once{java}"
 
 
 def _not_started(error: Exception) -> Finding:
@@ -159,6 +163,13 @@ def _not_started(error: Exception) -> Finding:
         problem, _, cure = str(error).partition(". ")
         return Finding(SPARK, "session", "problem", problem, "a running Spark", "", cure)
     return Finding(SPARK, "session", "problem", f"did not start: {error}", "a running Spark", "", cure)
+
+
+def _delta_package() -> str:
+    try:
+        return delta_package()
+    except ImportError:  # a Spark that was not tried, without delta-spark: the platform's own Delta Lake
+        return ""
 
 
 def _delta_jar(session: SparkSession) -> str | None:

@@ -115,7 +115,7 @@ def test_each_of_twelve_faults_is_found_and_its_cure_cures_it(tmp_path: Path) ->
     status, found, _ = sick.doctor()
     named = {name: each["cure"].removeprefix("unset ").partition("=")[0] for name, each in found.items()}
     assert set(named.values()) >= FAULTS.keys()
-    assert {"place", "weights of card"} <= found.keys()
+    assert {"place", "card"} <= found.keys()
     assert (status, len(found)) == (2, 12)
     for finding in found.values():
         sick.cure(finding)

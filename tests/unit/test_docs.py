@@ -14,8 +14,10 @@ from nsfw_spark.options import JobOptions, SampleOptions, job_options
 
 ROOT = Path(__file__).parents[2]
 FIELDS = {**JobOptions.model_fields, **SampleOptions.model_fields}
-OTHER_OPTIONS = {"--config", "--debug", "--help", "--table", "--images-per-shard", "--no-strict", "--json"}
-OTHER_OPTIONS |= {"--cluster", "--images"}  # of doctor
+OTHER_OPTIONS = {
+    *("--config", "--debug", "--help", "--table", "--images-per-shard", "--no-strict", "--json"),
+    *("--cluster", "--images"),
+}
 """Options of commands that are in no group of options."""
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
 

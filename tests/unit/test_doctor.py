@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -209,6 +210,7 @@ def test_a_gpu_that_is_hidden_or_that_torch_cannot_use(facts: Facts, cure: str) 
     well = replace(facts, visible="1", versions={"torch": "2.9.0"}, torch_cuda="12.8")
     assert check_gpu("x", well).level == "ok"
     assert check_gpu("x", replace(well, visible=None)).level == "ok"
+    assert check_gpu("x", replace(well, visible=" 11")).level == "ok"
 
 
 def test_gpus_are_those_of_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,12 +264,12 @@ def test_java_that_is_missing_or_old_is_found(
         program.write_text("#!/bin/sh\necho 'openjdk version \"1.8.0_412\"' >&2\n", encoding="utf-8")
         program.chmod(0o755)
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    found = next(check_machine(DRIVER, CARD, None))
+    found = next(check_machine(DRIVER, CARD))
     assert (found.name, found.level) == ("Java", "problem")
     assert "apt-get install" in found.cure
     program.write_text("#!/bin/sh\necho 'openjdk version \"21.0.2\"' >&2\n", encoding="utf-8")
     program.chmod(0o755)
-    assert next(check_machine(DRIVER, CARD, None)).value.startswith("21.0.2")
+    assert next(check_machine(DRIVER, CARD)).value.startswith("21.0.2")
 
 
 def test_places_that_are_wrong_are_found(tmp_path: Path) -> None:
@@ -292,6 +294,31 @@ def test_a_place_with_credentials_is_refused_and_not_shown() -> None:
 def test_texts_of_findings_show_no_secret_and_steer_no_terminal() -> None:
     found = Finding("a", "b", "ok", "s3a://K:S3CRET@b\x1b[31m\nnext", "https://h?sig=S3CRET")
     assert (found.value, found.expected) == ("s3a://***@b\ufffd[31m next", "https://h?sig=***")
+
+
+WITHOUT_SPARK: Final = """
+import sys
+sys.modules["pyspark"] = None  # as if it were not installed
+from nsfw_spark.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_without_pyspark_it_checks_the_machine_and_names_the_extra(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_SPARK, "doctor", str(tmp_path), "--model", "open-nsfw"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 2, done.stderr
+    at = next(i for i, line in enumerate(lines) if "not installed: pyspark" in line)
+    assert "-> pip install 'nsfw-spark[spark" in lines[at + 1]
+    assert any("images/s on one core" in line for line in lines)
+    assert "not measured here" in done.stdout
+    assert "Settings" not in lines
+
+    asked = subprocess.run([*command, "--json", "--images", "5"], capture_output=True, text=True, check=False)
+    document = json.loads(asked.stdout)
+    assert document["problems"] == sum(each["level"] == "problem" for each in document["findings"]) > 0
+    assert document["estimate"]["images"] == 5
 
 
 # facts

@@ -24,7 +24,7 @@ from nsfw_spark.doctor.text import can_show_marks, estimate_lines, lines_of, ver
 from nsfw_spark.model_card import ModelCard
 
 if TYPE_CHECKING:  # imported in the command: `--help` needs no image library
-    from nsfw_spark.doctor.settings import Cluster
+    from nsfw_spark.doctor.cluster import Cluster
 
 _DONE: Final = 0
 _PROBLEM: Final = 2

@@ -8,46 +8,33 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from nsfw_spark.doctor.facts import Facts
+from nsfw_spark.doctor.cluster import (
+    ARROW,
+    CATALOG,
+    CORES,
+    DELTA,
+    DYNAMIC,
+    EXTENSIONS,
+    FAILURES,
+    LISTING,
+    MASTER,
+    OPEN_COST,
+    OVERHEAD,
+    PYSPARK_MEMORY,
+    RATIO,
+    REUSE,
+    SPECULATION,
+    TASK_GPU,
+    Cluster,
+)
 from nsfw_spark.doctor.finding import Finding, Level
-from nsfw_spark.doctor.machine import check_disk, check_gpu, model_memory_mb
-from nsfw_spark.model_card import ModelCard
+from nsfw_spark.doctor.machine import model_memory_mb
 
 SETTINGS: Final = "Settings"
-EXECUTORS: Final = "Executors"
-TASK_GPU: Final = "spark.task.resource.gpu.amount"
-EXECUTOR_GPU: Final = "spark.executor.resource.gpu.amount"
-CORES: Final = "spark.executor.cores"
-OVERHEAD: Final = "spark.executor.memoryOverhead"
-PYSPARK_MEMORY: Final = "spark.executor.pyspark.memory"
-REUSE: Final = "spark.python.worker.reuse"
-ARROW: Final = "spark.sql.execution.arrow.maxRecordsPerBatch"
-FAILURES: Final = "spark.task.maxFailures"
-DYNAMIC: Final = "spark.dynamicAllocation.enabled"
-SPECULATION: Final = "spark.speculation"
-LISTING: Final = "spark.sql.sources.parallelPartitionDiscovery.parallelism"
-OPEN_COST: Final = "spark.sql.files.openCostInBytes"
-EXTENSIONS: Final = "spark.sql.extensions"
-CATALOG: Final = "spark.sql.catalog.spark_catalog"
-RATIO: Final = "spark.scheduler.minRegisteredResourcesRatio"
-MASTER: Final = "spark.master"
-DELTA: Final = {
-    EXTENSIONS: "io.delta.sql.DeltaSparkSessionExtension",
-    CATALOG: "org.apache.spark.sql.delta.catalog.DeltaCatalog",
-}
-NAMES: Final = (
-    *(TASK_GPU, EXECUTOR_GPU, CORES, OVERHEAD, PYSPARK_MEMORY, REUSE, ARROW, FAILURES, DYNAMIC, SPECULATION),
-    *(LISTING, OPEN_COST, EXTENSIONS, CATALOG, RATIO, MASTER, "spark.executor.memory"),
-    *("spark.executor.memoryOverheadFactor", "spark.executor.instances", "spark.cores.max"),
-)
-"""The settings that are judged, for their collector."""
-
 _PER_TASK_MB: Final = 300  # of a Python worker: conf/*.conf
 _JVM_MB: Final = 1000
 _GPU_HOST_MB: Final = 2500  # the model host with torch and CUDA
@@ -55,78 +42,13 @@ _MOST_ROWS: Final = 1024
 _MOST_OPEN_COST: Final = 1 << 20
 _SIZE: Final = re.compile(r"(\d+)\s*([kmgt]?)b?", re.IGNORECASE)
 _JAR: Final = re.compile(r"delta-spark(?:_(\d+\.\d+))?_2\.\d+-(\d[\w.]*)\.jar$")
-_SAME: Final = ("nsfw-spark", "pillow", "numpy", "cykooz-resizer", "pyspark")
-"""Packages that decide pixels or messages, so that all machines need the same version."""
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What is known of a session and its executors."""
-
-    settings: Mapping[str, str]
-    """Those that are set, by the user or by the job; a missing one has Spark's default."""
-    card: ModelCard
-    driver: Facts
-    executors: Sequence[Facts] = ()
-    """Of the tasks that were asked, one or more an executor."""
-    slots: int | None = None
-    """Tasks at once; None on Spark Connect, which hides it."""
-    spark: str = ""
-    """Version of Spark."""
-    delta_jar: str | None = None
-    """Name of the jar with Delta Lake; None if there is none, empty if unknown."""
-    delta_package: str = ""
-    """Maven coordinate of the right one."""
-    problem: str = ""
-    """Why executors could not be asked; empty if they could."""
-    num_asked: int = field(default=0)
-    """Tasks that asked executors."""
-
-    @property
-    def master(self) -> str:
-        """Spark's master; empty if unknown."""
-        return self.settings.get(MASTER, "")
-
-    @property
-    def is_local(self) -> bool:
-        """Whether driver and executor are one process."""
-        return self.master == "local" or self.master.startswith("local[")
-
-    @property
-    def cores(self) -> int | None:
-        """Tasks of one executor at once; None if unknown."""
-        if self.is_local:
-            return self.slots
-        if CORES in self.settings:
-            return int(self.settings[CORES])
-        match = re.match(r"local-cluster\[\s*\d+\s*,\s*(\d+)", self.master)
-        return int(match[1]) if match else None
-
-    @property
-    def gpus(self) -> int:
-        """GPUs of one executor, by the settings."""
-        return int(float(self.settings.get(EXECUTOR_GPU, "0") or 0))
-
-    @property
-    def num_gpus(self) -> int:
-        """GPUs of all executors; in local mode those of this machine."""
-        if self.is_local or not self.gpus:
-            facts = {each.host: each.num_visible_gpus for each in (self.executors or [self.driver])}
-            return sum(facts.values())
-        cores = self.cores or 1
-        return max(1, (self.slots or cores) // cores) * self.gpus
-
-    def is_true(self, name: str, default: str = "false") -> bool:
-        """Whether a switch is on."""
-        return self.settings.get(name, default).strip().lower() == "true"
 
 
 def check_settings(cluster: Cluster) -> Iterator[Finding]:
-    """Yield a finding for each setting that matters here, then those about executors."""
+    """Yield a finding for each setting that matters here."""
     for check in _CHECKS:
         if (finding := check(cluster)) is not None:
             yield finding
-    yield from check_executors(cluster)
 
 
 def _judge(  # noqa: PLR0913 - the parts of a finding
@@ -150,8 +72,7 @@ def _gpu_share(cluster: Cluster) -> Finding | None:
     gpus, cores = cluster.gpus, cluster.cores
     if not gpus or not cores:
         return None
-    right = f"{math.floor(gpus * 10_000 / cores) / 10_000:g}" if cores > gpus else "1"
-    amount = cluster.settings.get(TASK_GPU)
+    right, amount = cluster.gpu_share, cluster.settings.get(TASK_GPU)
     why = f"{cores} tasks share {gpus} GPU{'s' * (gpus > 1)} of an executor: they decode for it"
     if amount is None:
         why += ". Without a share Spark gives tasks no GPU, and does not count how many share one"
@@ -293,7 +214,7 @@ def _cores(cluster: Cluster) -> Finding | None:
     """Compare the tasks of each host with its cores."""
     if cluster.cores is None or not cluster.executors:
         return None
-    executors = {(each.host, each.executor): each for each in cluster.executors}
+    executors = cluster.by_executor
     on_host = Counter(host for host, _ in executors)
     host, num = on_host.most_common(1)[0]
     cpus = min(each.cpus for each in executors.values() if each.host == host)
@@ -355,97 +276,3 @@ _CHECKS: Final[Sequence[Callable[[Cluster], Finding | None]]] = (
     *(_delta_jar, _extensions, _catalog, _gpu_share, _cores, _overhead, _pyspark_memory, _reuse, _arrow),
     *(_failures, _speculation, _dynamic, _registered, _listing, _open_cost),
 )
-
-
-def check_executors(cluster: Cluster) -> Iterator[Finding]:
-    """Yield what the tasks on executors found."""
-    if cluster.problem:
-        yield _not_asked(cluster)
-        return
-    if not cluster.executors:
-        return
-    executors = {(each.host, each.executor): each for each in cluster.executors}
-    hosts = sorted({each.host for each in cluster.executors})
-    shown = ", ".join(hosts[:5]) + (f" and {len(hosts) - 5} more" if len(hosts) > 5 else "")  # noqa: PLR2004
-    num = len(executors)
-    asked = f"{cluster.num_asked} tasks ran on {num} executor{'s' * (num > 1)}, on {shown}"
-    yield Finding(EXECUTORS, "asked", "ok", asked)
-    yield _same_versions(cluster)
-    yield _same_weights(cluster)
-    speeds = [each.decodes_per_second for each in cluster.executors]
-    value = f"{min(speeds):,.0f} to {max(speeds):,.0f} images/s on one core, {len(speeds)} tasks at once"
-    yield Finding(EXECUTORS, "decoding", "ok", value)
-    worst = min(executors.values(), key=lambda each: each.scratch_bytes)
-    yield check_disk(EXECUTORS, "disk of Spark", worst.scratch, worst.scratch_bytes)
-    yield _gpus(cluster, list(executors.values()))
-
-
-def _not_asked(cluster: Cluster) -> Finding:
-    module = re.search(r"No module named '(\w+)", cluster.problem)
-    right = f"PYSPARK_PYTHON={shlex.quote(cluster.driver.executable)}"
-    expected = f"the driver's Python {cluster.driver.python}, with nsfw-spark"
-    if module:
-        value = f"the executors' Python has no package {module[1]}"
-    elif "PYTHON_VERSION_MISMATCH" in cluster.problem or "different minor version" in cluster.problem:
-        value = "the executors run another version of Python than the driver"
-    else:
-        first = cluster.problem.strip().splitlines()[0] if cluster.problem.strip() else "no message"
-        return Finding(
-            EXECUTORS,
-            "Python",
-            "problem",
-            f"a task failed: {first:.300}",
-            "a task that runs",
-            "A run needs Python tasks on executors",
-            "read the executor's log; nsfw-spark and its extra spark must be installed on each machine",
-        )
-    why = "On a cluster, set spark.pyspark.python to that path, which must exist on each machine"
-    return Finding(EXECUTORS, "Python", "problem", value, expected, why, right)
-
-
-def _same_versions(cluster: Cluster) -> Finding:
-    driver, others = cluster.driver, Counter[str]()
-    for each in cluster.executors:
-        for package in _SAME:
-            here, there = driver.versions.get(package), each.versions.get(package)
-            if here != there:
-                others[f"{package} {there or 'not installed'} on {each.host} (driver: {here or 'none'})"] += 1
-    if not others:
-        return Finding(EXECUTORS, "versions", "ok", f"as the driver's: Python {driver.python}, packages too")
-    wanted = [f"{name}=={driver.versions[name]}" for name in _SAME if name in driver.versions]
-    why = "Two versions of the image library may decode an image differently, which changes its score"
-    return Finding(
-        *(EXECUTORS, "versions", "problem", "; ".join(others), "the driver's versions", why),
-        f"on each machine: pip install {' '.join(wanted)}",
-    )
-
-
-def _same_weights(cluster: Cluster) -> Finding:
-    driver, name = cluster.driver.weights, "weights"
-    wrong = {each.weights: each.host for each in cluster.executors if each.weights != driver}
-    if not driver or not wrong:
-        asked = "the driver's" if driver else "not asked: the driver has none"
-        return Finding(EXECUTORS, name, "ok", asked)
-    found = "; ".join(f"{host}: {weights or 'not asked'}" for weights, host in wrong.items())
-    why = "A task whose weights have another fingerprint than the driver's fails"
-    cure = "give all machines the same --model-dir, or pass --ship-weights to the run"
-    return Finding(EXECUTORS, name, "problem", found, f"fingerprint {driver}", why, cure)
-
-
-def _gpus(cluster: Cluster, executors: Sequence[Facts]) -> Finding:
-    for each in executors:
-        finding = check_gpu(EXECUTORS, each)
-        if finding.level == "problem":
-            return finding
-    addresses = sorted({f"{each.host}:{address}" for each in cluster.executors for address in each.assigned})
-    if addresses:
-        return Finding(EXECUTORS, "GPU", "ok", f"Spark gave tasks the GPUs {', '.join(addresses)}")
-    if cluster.gpus:
-        why = f"{EXECUTOR_GPU} is {cluster.gpus}, but a task got none: Spark gives GPUs by {TASK_GPU}"
-        cure = f"{TASK_GPU}={math.floor(cluster.gpus * 10_000 / (cluster.cores or 1)) / 10_000:g}"
-        return Finding(EXECUTORS, "GPU", "note", "no task has a GPU", "a GPU", why, cure)
-    if any(each.gpus for each in executors) and not cluster.is_local:
-        why = "Without GPUs of Spark's own, tasks share them out by partition, whatever their number"
-        cure = f"{EXECUTOR_GPU}=1, with the discovery script in conf/"
-        return Finding(EXECUTORS, "GPU", "note", "there are GPUs, and Spark does not know", "", why, cure)
-    return check_gpu(EXECUTORS, executors[0])

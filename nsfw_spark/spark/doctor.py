@@ -17,9 +17,11 @@ from pyspark import TaskContext
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
+from nsfw_spark.doctor.cluster import NAMES, Cluster
+from nsfw_spark.doctor.executors import check_executors
 from nsfw_spark.doctor.facts import Facts, measure
 from nsfw_spark.doctor.finding import Finding
-from nsfw_spark.doctor.settings import NAMES, Cluster, check_settings
+from nsfw_spark.doctor.settings import check_settings
 from nsfw_spark.errors import NsfwSparkError
 from nsfw_spark.model_card import ModelCard
 from nsfw_spark.spark.jars import delta_package
@@ -62,6 +64,7 @@ def examine(question: Question, show: Callable[[Sequence[Finding]], None]) -> Cl
     show([Finding(SPARK, "session", "ok", _describe(session))])
     cluster = observe(session, question)
     show(list(check_settings(cluster)))
+    show(list(check_executors(cluster)))
     for check, location in ((check_input, question.source), (check_output, question.output)):
         if location is not None:
             show(check(session, location))

@@ -16,11 +16,13 @@ import pytest
 import yaml
 
 from nsfw_spark.cards import load_card
+from nsfw_spark.doctor.cluster import DELTA, Cluster
 from nsfw_spark.doctor.estimate import Estimate
+from nsfw_spark.doctor.executors import check_executors
 from nsfw_spark.doctor.facts import PACKAGES, Facts, measure, memory_limit, num_cpus
 from nsfw_spark.doctor.finding import Finding
 from nsfw_spark.doctor.machine import check_gpu, check_locations, check_machine, check_weights, check_writable
-from nsfw_spark.doctor.settings import DELTA, Cluster, check_settings
+from nsfw_spark.doctor.settings import check_settings
 from nsfw_spark.doctor.text import can_show_marks, estimate_lines, lines_of, verdict
 from tests.fakes import card_content
 from tests.unit.test_conf import GPU_FILES, settings
@@ -59,6 +61,10 @@ def cluster(changes: Mapping[str, str | None] | None = None, **facts: Any) -> Cl
     return Cluster(given, **{**known, **jar, **facts})
 
 
+def check(cluster: Cluster) -> list[Finding]:
+    return [*check_settings(cluster), *check_executors(cluster)]
+
+
 def problems(found: Iterator[Finding] | list[Finding]) -> list[Finding]:
     return [each for each in found if each.level == "problem"]
 
@@ -71,7 +77,7 @@ def cured(changes: Mapping[str, str | None], cure: str) -> dict[str, str | None]
 
 
 def test_of_a_healthy_cluster_there_is_nothing_to_say() -> None:
-    assert [each for each in check_settings(cluster()) if each.level != "ok"] == []
+    assert [each for each in check(cluster()) if each.level != "ok"] == []
 
 
 FAULTS: Final[dict[str, tuple[dict[str, str | None], str]]] = {
@@ -116,12 +122,12 @@ FAULTS: Final[dict[str, tuple[dict[str, str | None], str]]] = {
 def test_a_wrong_setting_is_found_and_its_cure_cures_it(fault: str) -> None:
     changes, cure = FAULTS[fault]
     sick = cluster(changes, slots=int(changes.get("spark.executor.cores") or 16))
-    found = problems(check_settings(sick))
+    found = problems(check(sick))
     assert cure in [each.cure for each in found]
     assert all(each.why and each.expected for each in found)
     for each in found:
         changes = cured(changes, each.cure)
-    assert problems(check_settings(cluster(changes))) == []
+    assert problems(check(cluster(changes))) == []
 
 
 @pytest.mark.parametrize("name", GPU_FILES)
@@ -131,7 +137,7 @@ def test_the_property_files_in_conf_have_no_problem(name: str) -> None:
     slots = cores * int(found.get("spark.executor.instances", "2"))
     sure = {**found, "spark.sql.sources.parallelPartitionDiscovery.parallelism": str(3 * slots)}
     sure["spark.sql.files.openCostInBytes"] = "65536"  # a job sets these two
-    assert problems(check_settings(replace(cluster(), settings=sure, slots=slots))) == []
+    assert problems(check(replace(cluster(), settings=sure, slots=slots))) == []
 
 
 def test_a_local_session_that_tries_once_or_has_too_many_tasks() -> None:
@@ -140,25 +146,25 @@ def test_a_local_session_that_tries_once_or_has_too_many_tasks() -> None:
     for master, cure in (("local[4]", "spark.master=local[4,4]"), ("local[16,4]", "spark.master=local[4,4]")):
         slots = int(master.removeprefix("local[").partition(",")[0].removesuffix("]"))
         sick = cluster({**local, "spark.master": master}, executors=[alone], slots=slots)
-        assert [each.cure for each in problems(check_settings(sick))] == [cure]
+        assert [each.cure for each in problems(check(sick))] == [cure]
     well = cluster({**local, "spark.master": "local[4,4]"}, executors=[alone], slots=4)
-    assert problems(check_settings(well)) == []
+    assert problems(check(well)) == []
 
 
 def test_a_session_that_began_before_its_executors_is_found() -> None:
     sick = cluster({"spark.executor.instances": "3", "spark.scheduler.minRegisteredResourcesRatio": None})
-    (found,) = problems(check_settings(sick))
+    (found,) = problems(check(sick))
     assert found.cure == "spark.scheduler.minRegisteredResourcesRatio=1.0"
     assert found.value.startswith("16 of 48 cores are there")
     well = cluster({"spark.executor.instances": "3"}, slots=48)
-    assert problems(check_settings(well)) == []
+    assert problems(check(well)) == []
 
 
 @pytest.mark.parametrize(
     ("jar", "word"), [(None, "no jar has Delta Lake"), ("io.delta_delta-spark_4.0_2.13-4.0.0.jar", "4.0")]
 )
 def test_a_jar_of_delta_lake_that_does_not_fit(jar: str | None, word: str) -> None:
-    (found,) = problems(check_settings(cluster(delta_jar=jar)))
+    (found,) = problems(check(cluster(delta_jar=jar)))
     assert word in found.value
     assert found.cure == f"spark.jars.packages={PACKAGE}"
 
@@ -166,12 +172,12 @@ def test_a_jar_of_delta_lake_that_does_not_fit(jar: str | None, word: str) -> No
 def test_other_packages_and_other_weights_of_executors_are_found() -> None:
     other = replace(EXECUTOR, versions={**VERSIONS, "pillow": "11.3"}, weights="other")
     sick = cluster(executors=[other], driver=replace(DRIVER, weights="mine"))
-    packages, weights = problems(check_settings(sick))
+    packages, weights = problems(check(sick))
     assert packages.value == "pillow 11.3 on node-1 (driver: 12.0)"
     assert "pip install nsfw-spark==1 pillow==12.0" in packages.cure
     assert (weights.value, "--ship-weights" in weights.cure) == ("node-1: other", True)
     same = replace(EXECUTOR, weights="mine")
-    assert problems(check_settings(cluster(executors=[same], driver=replace(DRIVER, weights="mine")))) == []
+    assert problems(check(cluster(executors=[same], driver=replace(DRIVER, weights="mine")))) == []
 
 
 @pytest.mark.parametrize(
@@ -182,13 +188,13 @@ def test_other_packages_and_other_weights_of_executors_are_found() -> None:
     ],
 )
 def test_executors_with_another_python_are_told_which_one(problem: str, word: str) -> None:
-    (found,) = problems(check_settings(cluster(executors=[], problem=problem)))
+    (found,) = problems(check(cluster(executors=[], problem=problem)))
     assert word in found.value
     assert found.cure == "PYSPARK_PYTHON=/opt/python"
 
 
 def test_a_full_disk_of_an_executor_is_found() -> None:
-    (found,) = problems(check_settings(cluster(executors=[replace(EXECUTOR, scratch_bytes=10**8)])))
+    (found,) = problems(check(cluster(executors=[replace(EXECUTOR, scratch_bytes=10**8)])))
     assert "0.1 GB free in /scratch" in found.value
 
 
@@ -368,7 +374,7 @@ def test_the_estimate_says_what_was_not_measured() -> None:
 
 
 def test_a_problem_has_its_cure_on_the_line_below() -> None:
-    found = list(check_settings(cluster({"spark.speculation": "true"})))
+    found = check(cluster({"spark.speculation": "true"}))
     lines = list(lines_of(found))
     at = next(i for i, line in enumerate(lines) if "✗" in line)
     assert lines[at].split() == ["✗", "spark.speculation", "true;", "expected", "false"]

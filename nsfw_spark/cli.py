@@ -19,10 +19,12 @@ import typer
 from typer.exceptions import TyperException
 
 from nsfw_spark import __version__, early
+from nsfw_spark.cli_doctor import add_doctor_command
 from nsfw_spark.cli_models import models
 from nsfw_spark.cli_options import Debug, Verbose, add_command, help_of, option_types
 from nsfw_spark.cli_review import add_review_commands
 from nsfw_spark.errors import DeviceError, NsfwSparkError, RunInterruptedError, StorageError
+from nsfw_spark.java import check_java
 from nsfw_spark.options import JobOptions, job_options
 from nsfw_spark.redact import printable, redact
 
@@ -211,6 +213,7 @@ _add_job("run", _run, "input", _FIELDS)
 _add_job("score", _score_only, "input", [field for field in _FIELDS if field not in _OF_FILTER])
 _add_job("filter", _filter, "output", (*_OF_FILTER, "content_column", "id_column"))
 add_review_commands(app)
+add_doctor_command(app)
 
 
 @app.command("export")
@@ -273,7 +276,7 @@ def fetch_jars_of_stores(
     debug: Debug = False,  # noqa: ARG001 - see main
 ) -> None:
     """Download Spark's jars for Delta Lake and for stores, for machines without a network."""
-    early.check_java()
+    check_java()
     from nsfw_spark.spark.jars import fetch_jars
 
     schemes = [scheme for scheme, is_wanted in (("s3a", s3), ("abfss", azure)) if is_wanted]

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from nsfw_spark.cli_options import Debug, Json, add_command, help_of, option_types
+from nsfw_spark import early
+from nsfw_spark.cli_options import Debug, Json, Verbose, add_command, help_of, option_types
 from nsfw_spark.errors import ConfigError
 from nsfw_spark.options import job_options, peek_options
 
@@ -34,6 +35,10 @@ def _peek(*, html: Path | None, as_json: bool, debug: bool, **given: Any) -> int
     from nsfw_spark.review.peek import peek
     from nsfw_spark.review.peek_text import Terminal, report
 
+    if html is not None:
+        from nsfw_spark.review.page import check_place
+
+        check_place(html)
     show = _progress()
     try:
         found = peek(peek_options(given), show, with_thumbnails=html is not None)
@@ -129,17 +134,25 @@ def report_on_tables(  # noqa: PLR0913 - each is an option
     ] = None,
     id_column: Annotated[str | None, typer.Option(metavar="NAME", help=help_of("id_column"))] = None,
     debug: Debug = False,  # noqa: ARG001 - see main
+    verbose: Verbose = False,
 ) -> int:
     """Write a page about the tables of OUTPUT: what two thresholds would do, and images to look at."""
     if html is None and not serve:
         raise ConfigError("got neither --html FILE nor --serve; expected a file for the page, or --serve")
-    from nsfw_spark.review.page import render, write_html
+    from nsfw_spark.review.page import check_place, render, write_html
     from nsfw_spark.review.serve import serve as serve_page
-    from nsfw_spark.spark.report import ReportView, report_job
 
+    if html is not None:
+        check_place(html)
+    if verbose:
+        early.show_all()
     names = tuple(name.strip() for name in by.split(",")) if by else ()
     columns = {"content_column": content_column, "id_column": id_column}
     options = job_options({"output": output, "content_from": content_from, **columns})
+    early.check_report(options)
+    early.announce()
+    from nsfw_spark.spark.report import ReportView, report_job
+
     report = report_job(options, ReportView(examples, seed, names, threshold))
     page = render(report)
     if html is not None:

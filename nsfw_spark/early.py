@@ -7,15 +7,11 @@ looks at this machine's files only if a Spark that starts here would read them. 
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -23,6 +19,7 @@ from typing import Final
 from nsfw_spark.cascade import model_specs
 from nsfw_spark.errors import ConfigError, InputError, TableError
 from nsfw_spark.formats import SUFFIXES, glob_pattern, has_suffix
+from nsfw_spark.java import check_java
 from nsfw_spark.options import JobOptions
 from nsfw_spark.uris import HIDDEN, absolute_uri, may_be_table
 
@@ -30,7 +27,6 @@ VERBOSE: Final = "NSFW_SPARK_VERBOSE"
 """Environment variable; if it is set, Spark's start shows everything that it prints."""
 
 _PACKAGES: Final = ("pyspark", "delta", "pandas", "pyarrow")
-_MIN_JAVA: Final = 17
 _MOST_SECONDS: Final = 1.0
 """Time for the search for a file in the input; without a file until then, Spark searches."""
 _HOLDS: Final = {"webdataset": "tars", "parquet": "Parquet files"}
@@ -87,15 +83,33 @@ def check_filter(options: JobOptions) -> None:
         TableError: The local output has no image_scores, or may not be written to.
     """
     _check_start()
+    if _has_local_scores(options, "filter", "score"):
+        _check_places(options)
+
+
+def check_report(options: JobOptions) -> None:
+    """Check `report` without Spark.
+
+    Raises:
+        ConfigError: There is no Java.
+        ModuleNotFoundError: A package of the extra `spark` is not installed.
+        TableError: The local output has no image_scores.
+    """
+    _check_start()
+    _has_local_scores(options, "report on", "run")
+
+
+def _has_local_scores(options: JobOptions, purpose: str, first: str) -> bool:
+    """Whether the output is a local directory; raise a TableError if it has no image_scores."""
     output = None if options.is_schema else _local(options.output)
     if output is None or not reads_local_files():
-        return
+        return False
     if not _is_table(table := output / "image_scores"):
         raise TableError(
-            f"there is no table {_name(table)} to filter. First: "
-            f"nsfw-spark score INPUT --output {options.output}"
+            f"there is no table {_name(table)} to {purpose}. First: "
+            f"nsfw-spark {first} INPUT --output {options.output}"
         )
-    _check_places(options)
+    return True
 
 
 def check_export(options: JobOptions, table: str, directory: str) -> None:
@@ -154,25 +168,6 @@ def check_input(options: JobOptions) -> None:
         )
 
 
-def check_java() -> None:
-    """Fail with a sentence before Spark fails with a stack trace.
-
-    Raises:
-        ConfigError: There is no Java, or an old one.
-    """
-    home = os.environ.get("JAVA_HOME")
-    java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
-    advice = (
-        f"Spark needs Java {_MIN_JAVA} or newer: install it (Debian and Ubuntu: apt-get install "
-        "openjdk-17-jre-headless; macOS: brew install openjdk@17) and set JAVA_HOME if it is not in PATH"
-    )
-    if java is None or not Path(java).exists():
-        raise ConfigError(f"no Java found{f' at JAVA_HOME={home}' if home else ' in PATH'}. {advice}")
-    version = _java_version(java)
-    if version is None or version < _MIN_JAVA:
-        raise ConfigError(f"{java} is Java {version or 'of unknown version'}. {advice}")
-
-
 def reads_local_files() -> bool:
     """Whether a Spark that this process starts would read a path as a file of this machine."""
     return _starts_spark() and "HADOOP_CONF_DIR" not in os.environ and not _has_other_files()
@@ -214,14 +209,6 @@ def _check_start() -> None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     if _starts_spark():
         check_java()
-
-
-@cache
-def _java_version(java: str) -> int | None:
-    """Return the major version of a Java program; None if it does not tell."""
-    text = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr  # noqa: S603
-    version = re.search(r'version "(?:1\.)?(\d+)', text)
-    return None if version is None else int(version[1])
 
 
 def _local(location: str) -> Path | None:

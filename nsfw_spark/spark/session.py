@@ -15,8 +15,9 @@ from typing import Any, Final
 from pyspark.errors import PySparkRuntimeError
 from pyspark.sql import SparkSession
 
-from nsfw_spark.early import VERBOSE, announce_once, check_java, reads_local_files
+from nsfw_spark.early import VERBOSE, announce_once, reads_local_files
 from nsfw_spark.errors import ConfigError
+from nsfw_spark.java import check_java
 from nsfw_spark.spark.hadoop import has_file_system
 from nsfw_spark.spark.jars import (
     PACKAGES,
@@ -48,12 +49,22 @@ def get_session(*locations: str | None) -> SparkSession:
         ConfigError: There is no Java for a local session, no Delta Lake, no connector for a location, or a
             memory limit under which no model loads.
     """
+    session = open_session(*locations)
+    check_memory(session)
+    _check_connectors(session, locations)
+    return session
+
+
+def open_session(*locations: str | None) -> SparkSession:
+    """Return the session of `get_session` without its checks, for `nsfw-spark doctor`.
+
+    Raises:
+        ConfigError: There is no Java for a local session, or no Delta Lake.
+    """
     session = running_session()
     if session is None:
         is_submitted = "PYSPARK_GATEWAY_PORT" in os.environ
         session = _submitted_session() if is_submitted else _local_session(locations)
-    check_memory(session)
-    _check_connectors(session, locations)
     _tune(session)
     return session
 

@@ -49,6 +49,7 @@ def options_of(command: str) -> set[str]:
     """Return the names of a command's options and arguments, as `JobOptions` has them."""
     parameters = typer.main.get_command(cli.app).commands[command].params
     return {str(parameter.name) for parameter in parameters if not parameter.hidden} - {
+        "as_json",
         "config",
         "debug",
         "help",

@@ -14,7 +14,10 @@ from nsfw_spark.options import JobOptions, SampleOptions, job_options
 
 ROOT = Path(__file__).parents[2]
 FIELDS = {**JobOptions.model_fields, **SampleOptions.model_fields}
-OTHER_OPTIONS = {"--config", "--debug", "--help", "--table", "--images-per-shard", "--no-strict", "--json"}
+OTHER_OPTIONS = {
+    *("--config", "--debug", "--help", "--table", "--images-per-shard", "--no-strict", "--json"),
+    *("--cluster", "--images"),
+}
 """Options of commands that are in no group of options."""
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
 
@@ -60,7 +63,7 @@ def test_pages_name_no_option_that_does_not_exist(page: str) -> None:
         lines = [
             line
             for line in path.read_text(encoding="utf-8").splitlines()
-            if re.search(r"nsfw-spark (peek|run|score|filter|export|models)\b", line)
+            if re.search(r"nsfw-spark (doctor|peek|run|score|filter|export|models)\b", line)
             and "spark-submit" not in line
         ]
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "\n".join(lines)))
@@ -104,7 +107,7 @@ def test_a_job_is_thin_and_can_be_imported(job: Path) -> None:
 def test_there_is_a_job_for_each_command() -> None:
     commands = {job.stem: re.search(r'main\(\["(\w+)"', job.read_text(encoding="utf-8")) for job in JOBS}
     found = {name: match[1] for name, match in commands.items() if match}
-    assert found == {"run": "run", "score_images": "score", "filter_images": "filter"}
+    assert found == {"run": "run", "score_images": "score", "filter_images": "filter", "doctor": "doctor"}
 
 
 def test_each_fault_of_the_reliability_page_names_tests_that_there_are() -> None:

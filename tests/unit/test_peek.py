@@ -182,8 +182,8 @@ def test_a_peek_needs_neither_spark_nor_pyarrow(images: Path, card: Path) -> Non
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.err
-    assert json.loads(done.out)["statuses"] == {"ok": 3}
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["statuses"] == {"ok": 3}
 
 
 def test_without_pyarrow_tars_are_refused_with_what_to_install(card: Path, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_without_pyarrow_tars_are_refused_with_what_to_install(card: Path, tmp_p
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == WRONG
-    assert "pip install pyarrow" in done.err
+    assert "pip install pyarrow" in done.stderr
 
 
 def test_an_image_that_ends_its_decoder_costs_its_own_score_only(

@@ -195,6 +195,8 @@ def _has_session() -> bool:
 
 def _has_other_files() -> bool:
     """Whether Spark's configuration may name another file system for paths without a scheme."""
+    if "fs.default" in os.environ.get("PYSPARK_SUBMIT_ARGS", ""):
+        return True
     home = os.environ.get("SPARK_HOME")
     found = None if home else find_spec("pyspark")
     folders = [home] if home else [] if found is None else list(found.submodule_search_locations or [])

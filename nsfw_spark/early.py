@@ -190,6 +190,8 @@ def _has_session() -> bool:
 
 def _has_other_files() -> bool:
     """Whether Spark's configuration may name another file system for paths without a scheme."""
+    if "fs.default" in os.environ.get("PYSPARK_SUBMIT_ARGS", ""):
+        return True
     home = os.environ.get("SPARK_HOME")
     found = None if home else find_spec("pyspark")
     folders = [home] if home else [] if found is None else list(found.submodule_search_locations or [])
@@ -300,13 +302,13 @@ def _check_writable(directory: Path, other: str) -> None:
     """Refuse a directory that cannot be made, or in which this user may not write.
 
     Raises:
-        TableError: It is a file, lies below one, or is not writable.
+        TableError: It is no directory, lies below a file, or is not writable.
     """
     place = directory
     while not os.path.lexists(place):
         place = place.parent
     if not place.is_dir():
-        reason = "it is a file" if place == directory else f"{place} is a file"
+        reason = "it is no directory" if place == directory else f"{place} is no directory"
     elif not os.access(place, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         reason = f"no right to write in {place}"
     else:

@@ -91,6 +91,7 @@ def run_job(options: JobOptions, *, with_filter: bool = True) -> RunSummary:
     Raises:
         ConfigError: An option or the model card is wrong, or the weights are random.
         InputError: The input is missing or empty.
+        RunInterruptedError: Ctrl-C ended scoring after a micro-batch; the next run goes on.
         StorageError: Storage failed: no space, no permission, a deleted checkpoint.
         TableError: The output holds other things, is damaged, or another run is writing to it.
         WeightsError: The weights are absent, or not the ones that the card pins.

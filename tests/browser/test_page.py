@@ -101,27 +101,51 @@ def test_twenty_positions_have_the_counts_of_a_policy(open_page: OpenPage) -> No
         assert counts(page) == expected(f"{low:.3f}", "1.000")
 
 
-@pytest.mark.parametrize("is_touch", [False, True])
-def test_the_pointer_drags_the_thresholds_to_where_it_is(open_page: OpenPage, is_touch: bool) -> None:  # noqa: FBT001
+class Finger:
+    """Touches a page, with the calls of a mouse."""
+
+    def __init__(self, page: Page) -> None:
+        self._session, self._at = page.context.new_cdp_session(page), (0.0, 0.0)
+        self._is_down = False
+
+    def move(self, x: float, y: float) -> None:
+        self._at = (x, y)
+        if self._is_down:
+            self._send("touchMove")
+
+    def down(self) -> None:
+        self._is_down = True
+        self._send("touchStart")
+
+    def up(self) -> None:
+        self._is_down = False
+        self._send("touchEnd")
+
+    def _send(self, kind: str) -> None:
+        points = [{"x": self._at[0], "y": self._at[1]}] if self._is_down else []
+        self._session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+
+@pytest.mark.parametrize("is_touch", [False, True], ids=["mouse", "touch"])
+def test_the_pointer_drags_the_thresholds_to_where_it_is(open_page: OpenPage, *, is_touch: bool) -> None:
     page = open_page(pages.report(NUM), has_touch=is_touch, viewport={"width": 1280, "height": 1300})
+    pointer = Finger(page) if is_touch else page.mouse
     moved = set()
     for which, by in [("low", -40), ("high", 200), ("low", 100), ("high", -120), ("low", 17), ("high", 33)]:
-        before = thresholds(page)
         box = page.locator(f"#{which} .grip").bounding_box()
         assert box is not None
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-        page.mouse.move(x, y)
-        page.mouse.down()
+        pointer.move(x, y)
+        pointer.down()
         for part in range(1, 5):
-            page.mouse.move(x + by * part / 4, y + 3)
+            pointer.move(x + by * part / 4, y + 3)
             assert counts(page) == expected(*thresholds(page))
-        page.mouse.up()
+        pointer.up()
         after = page.locator(f"#{which} .grip").bounding_box()
         assert after is not None
         assert after["x"] - box["x"] == pytest.approx(by, abs=2)
-        assert thresholds(page) != before
         moved.add(thresholds(page))
-        page.mouse.move(x, y + 5)  # no longer held
+        pointer.move(x, y + 5)  # no longer held
         assert thresholds(page) in moved
     assert len(moved) == 6
 
@@ -206,7 +230,7 @@ def test_pages_of_24(open_page: OpenPage) -> None:
 
 
 def test_a_thumbnail_is_blurred_until_it_is_held(open_page: OpenPage) -> None:
-    page = open_page(pages.report())
+    page = open_page(pages.report(), has_touch=True)
     thumb = page.locator("#gallery .thumb:has(img)").first
     image = thumb.locator("img")
     blurred = re.compile(r"blur\((\d\d)px\)")
@@ -217,6 +241,13 @@ def test_a_thumbnail_is_blurred_until_it_is_held(open_page: OpenPage) -> None:
     expect(image).to_have_css("filter", "none")
     assert thumb.get_attribute("aria-pressed") == "true"
     page.mouse.up()
+    expect(image).to_have_css("filter", blurred)
+    finger, box = Finger(page), thumb.bounding_box()
+    assert box is not None
+    finger.move(box["x"] + 20, box["y"] + 20)
+    finger.down()
+    expect(image).to_have_css("filter", "none")
+    finger.up()
     expect(image).to_have_css("filter", blurred)
     for key in ("Space", "Enter"):
         thumb.focus()
@@ -397,8 +428,9 @@ def test_a_malformed_file_gives_a_sentence_and_changes_nothing(
 # What the page must never do
 
 
-def test_hostile_texts_are_shown_and_never_run(open_page: OpenPage) -> None:
-    page = open_page(pages.hostile())
+@pytest.mark.parametrize("width", [390, 1280])
+def test_hostile_texts_are_shown_and_never_run(open_page: OpenPage, width: int) -> None:
+    page = open_page(pages.hostile(), viewport={"width": width, "height": 900})
     page.locator("details[data-reason]").evaluate_all("all => all.forEach(each => { each.open = true; })")
     expect(page.locator("#unscored ol").last).to_be_attached()
     page.click("#start")

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -89,44 +89,22 @@ def write_page(report: Report, path: Path | str) -> None:
     write_html(render(report), path)
 
 
-def check_place(path: Path) -> None:
-    """Refuse a file that cannot be written, before the work for it begins.
-
-    Raises:
-        ConfigError: It is a directory, its directory is absent, or it must not be written.
-    """
-    _check_is_no_directory(path)
-    if not path.parent.is_dir():
-        raise _write_error(path, FileNotFoundError(errno.ENOENT, ""))
-    if not os.access(path.parent, os.W_OK):
-        raise _write_error(path, PermissionError(errno.EACCES, ""))
-
-
 def write_html(html: str, path: Path | str) -> None:
     """Write the text of a page like `write_page`."""
     path = Path(path)
-    _check_is_no_directory(path)
-    temporary = None
-    try:
-        descriptor, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".part"
-        )
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(html)
-        _allow_reading(temporary)
-        Path(temporary).replace(path)
-    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-        if temporary is not None:
-            with suppress(OSError):
-                Path(temporary).unlink()
-        raise _write_error(path, error) from None
-
-
-def _check_is_no_directory(path: Path) -> None:
     if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         raise ConfigError(
             f"page {path} is a directory; expected the name of a file, such as {path / 'review.html'}"
         )
+    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
+    try:
+        with temporary.open("x", encoding="utf-8", newline="") as file:
+            file.write(html)
+        temporary.replace(path)
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        with suppress(OSError, ValueError):
+            temporary.unlink()
+        raise _write_error(path, error) from None
 
 
 def content_security_policy() -> str:
@@ -150,13 +128,6 @@ def drift(before: Sequence[int], after: Sequence[int]) -> float:
 def visible(text: str) -> str:
     """Return the text with U+FFFD for characters that steer the text around them or cannot be encoded."""
     return _STEERING.sub("\ufffd", text)
-
-
-def _allow_reading(path: str) -> None:
-    """Give a temporary file, which only its owner may read, the permissions of a new file."""
-    umask = os.umask(0)
-    os.umask(umask)
-    Path(path).chmod(0o666 & ~umask)
 
 
 def _write_error(path: Path, error: OSError | ValueError) -> ConfigError | StorageError:
@@ -216,7 +187,7 @@ class _Shown:
         self._report, self._limits, self._pictures = report, limits, pictures
         self._low = min(NUM_STEPS, max(0, round(report.threshold * NUM_STEPS)))
         self._high = round(self._low + (NUM_STEPS - self._low) * 0.4)
-        self._examples = _chosen(report, limits)
+        self._examples, self._num_left_out = _chosen(report, limits)
         self._num_characters = 0
         # The nearest images get their pictures first, the unscored ones what is left.
         self._cards = [self._card(each) for each in self._examples]
@@ -345,9 +316,8 @@ class _Shown:
                 f"{self._pictures.dropped:,} thumbnails are left out, so that this page stays below "
                 f"{MAX_BYTES // 1_000_000} MB: those of the images farthest from the threshold."
             )
-        if len(self._examples) < len(self._report.examples):
-            left = len(self._report.examples) - len(self._examples)
-            yield f"{left:,} examples are left out, so that this page stays small."
+        if self._num_left_out:
+            yield f"{self._num_left_out:,} examples are left out, so that this page stays small."
         if any(len(values) > self._limits.values for values in self._report.groups.values()):
             yield f"Values of a column after the first {self._limits.values} are counted together, as (more)."
 
@@ -360,8 +330,8 @@ class _Shown:
             details = {"error": example.error, **details}
         return {
             "id": example.image_id if with_id else self._text(example.image_id),
-            "score": example.score,
-            "bin": None if example.score is None else bin_of(example.score),
+            "score": example.score if with_id else None,
+            "bin": bin_of(example.score) if with_id and example.score is not None else None,
             "details": [[self._text(name), self._text(value)] for name, value in list(details.items())[:12]],
             **picture,
         }
@@ -377,15 +347,14 @@ class _Shown:
         return shown
 
 
-def _chosen(report: Report, limits: _Limits) -> list[Example]:
-    """Return the examples of the page, each image once, the nearest to the threshold first."""
-    unique = {
-        each.image_id: each
-        for each in report.examples
-        if each.score is not None and len(each.image_id) <= _MAX_ID and 0 <= each.score <= 1
+def _chosen(report: Report, limits: _Limits) -> tuple[list[Example], int]:
+    """Return the examples of the page, the nearest to the threshold first, and the number of the others."""
+    scored = {
+        each.image_id: each for each in report.examples if each.score is not None and 0 <= each.score <= 1
     }
-    near = sorted(unique.values(), key=lambda each: abs((each.score or 0.0) - report.threshold))
-    return near[: limits.examples]
+    near = sorted(scored.values(), key=lambda each: abs((each.score or 0.0) - report.threshold))
+    chosen = [each for each in near if len(each.image_id) <= _MAX_ID][: limits.examples]
+    return chosen, len(scored) - len(chosen)
 
 
 def _merged(groups: Sequence[Group], most: int) -> list[Group]:

@@ -18,15 +18,24 @@ from nsfw_spark.review.report import Example
 from tests import pages
 from tests.browser.conftest import OpenPage
 
-BANDS: Final = ("allow", "review", "block")
 NUM: Final = 5_000
 SCORES: Final = pages.scores(NUM)
 
 
 def counts(page: Page) -> list[int]:
     """Return what the page says of its bands."""
-    texts = [page.locator(f"#count-{band}").inner_text() for band in BANDS]
-    return [int(text.split()[0].replace(",", "")) for text in texts]
+    return seen(page)[1]
+
+
+def seen(page: Page) -> tuple[tuple[str, str], list[int]]:
+    """Return the thresholds and the numbers of images in the bands, of one moment."""
+    low, high, *texts = page.evaluate(
+        """() => [
+          ...["low", "high"].map((which) => document.getElementById(which).getAttribute("aria-valuenow")),
+          ...["allow", "review", "block"].map((band) => document.getElementById(`count-${band}`).textContent),
+        ]"""
+    )
+    return (low, high), [int(text.split()[0].replace(",", "")) for text in texts]
 
 
 def expected(low: str, high: str, scores: Any = SCORES) -> list[int]:  # noqa: ANN401 - float32 (N,)
@@ -36,10 +45,7 @@ def expected(low: str, high: str, scores: Any = SCORES) -> list[int]:  # noqa: A
 
 
 def thresholds(page: Page) -> tuple[str, str]:
-    low, high = (page.locator(f"#{which}").get_attribute("aria-valuenow") for which in ("low", "high"))
-    assert low is not None
-    assert high is not None
-    return low, high
+    return seen(page)[0]
 
 
 def labels(page: Page) -> list[dict[str, str]]:
@@ -82,14 +88,14 @@ def test_keys_move_the_thresholds_and_the_counts_are_those_of_a_policy(open_page
         "End",
         "PageDown",
     ]
-    seen = set()
+    places = set()
     for which in ("low", "high"):
         page.focus(f"#{which}")
         for key in moves:
             page.keyboard.press(key)
-            seen.add((which, *thresholds(page)))
+            places.add((which, *thresholds(page)))
             assert counts(page) == expected(*thresholds(page)), (which, key)
-    assert len(seen) >= 12
+    assert len(places) >= 12
 
 
 def test_twenty_positions_have_the_counts_of_a_policy(open_page: OpenPage) -> None:
@@ -101,27 +107,53 @@ def test_twenty_positions_have_the_counts_of_a_policy(open_page: OpenPage) -> No
         assert counts(page) == expected(f"{low:.3f}", "1.000")
 
 
-@pytest.mark.parametrize("is_touch", [False, True])
-def test_the_pointer_drags_the_thresholds_to_where_it_is(open_page: OpenPage, is_touch: bool) -> None:  # noqa: FBT001
+class Finger:
+    """Touches a page, with the calls of a mouse."""
+
+    def __init__(self, page: Page) -> None:
+        self._session, self._at = page.context.new_cdp_session(page), (0.0, 0.0)
+        self._is_down = False
+
+    def move(self, x: float, y: float) -> None:
+        self._at = (x, y)
+        if self._is_down:
+            self._send("touchMove")
+
+    def down(self) -> None:
+        self._is_down = True
+        self._send("touchStart")
+
+    def up(self) -> None:
+        self._is_down = False
+        self._send("touchEnd")
+
+    def _send(self, kind: str) -> None:
+        points = [{"x": self._at[0], "y": self._at[1]}] if self._is_down else []
+        self._session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+
+@pytest.mark.parametrize("is_touch", [False, True], ids=["mouse", "touch"])
+def test_the_pointer_drags_the_thresholds_to_where_it_is(open_page: OpenPage, *, is_touch: bool) -> None:
     page = open_page(pages.report(NUM), has_touch=is_touch, viewport={"width": 1280, "height": 1300})
+    pointer = Finger(page) if is_touch else page.mouse
     moved = set()
     for which, by in [("low", -40), ("high", 200), ("low", 100), ("high", -120), ("low", 17), ("high", 33)]:
-        before = thresholds(page)
         box = page.locator(f"#{which} .grip").bounding_box()
         assert box is not None
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-        page.mouse.move(x, y)
-        page.mouse.down()
+        pointer.move(x, y)
+        pointer.down()
         for part in range(1, 5):
-            page.mouse.move(x + by * part / 4, y + 3)
-            assert counts(page) == expected(*thresholds(page))
-        page.mouse.up()
+            pointer.move(x + by * part / 4, y + 3)
+            at, shown = seen(page)
+            assert shown == expected(*at)
+        pointer.up()
+        page.wait_for_timeout(50)  # a finger's movements arrive with the next frame
         after = page.locator(f"#{which} .grip").bounding_box()
         assert after is not None
         assert after["x"] - box["x"] == pytest.approx(by, abs=2)
-        assert thresholds(page) != before
         moved.add(thresholds(page))
-        page.mouse.move(x, y + 5)  # no longer held
+        pointer.move(x, y + 5)  # no longer held
         assert thresholds(page) in moved
     assert len(moved) == 6
 
@@ -196,17 +228,17 @@ def test_the_nearest_come_first_and_follow_the_threshold(open_page: OpenPage) ->
 
 def test_pages_of_24(open_page: OpenPage) -> None:
     page = open_page(pages.report(num_examples=60))
-    seen = ids(page)
+    found = ids(page)
     for shown in ("25\u201348 of 60", "49\u201360 of 60"):
         page.click("#next")
         expect(page.locator("#page")).to_have_text(shown)
-        seen += ids(page)
+        found += ids(page)
     assert page.locator("#next").is_disabled()
-    assert len(set(seen)) == len(seen) == 60
+    assert len(set(found)) == len(found) == 60
 
 
 def test_a_thumbnail_is_blurred_until_it_is_held(open_page: OpenPage) -> None:
-    page = open_page(pages.report())
+    page = open_page(pages.report(), has_touch=True)
     thumb = page.locator("#gallery .thumb:has(img)").first
     image = thumb.locator("img")
     blurred = re.compile(r"blur\((\d\d)px\)")
@@ -217,6 +249,13 @@ def test_a_thumbnail_is_blurred_until_it_is_held(open_page: OpenPage) -> None:
     expect(image).to_have_css("filter", "none")
     assert thumb.get_attribute("aria-pressed") == "true"
     page.mouse.up()
+    expect(image).to_have_css("filter", blurred)
+    finger, box = Finger(page), thumb.bounding_box()
+    assert box is not None
+    finger.move(box["x"] + 20, box["y"] + 20)
+    finger.down()
+    expect(image).to_have_css("filter", "none")
+    finger.up()
     expect(image).to_have_css("filter", blurred)
     for key in ("Space", "Enter"):
         thumb.focus()
@@ -397,8 +436,9 @@ def test_a_malformed_file_gives_a_sentence_and_changes_nothing(
 # What the page must never do
 
 
-def test_hostile_texts_are_shown_and_never_run(open_page: OpenPage) -> None:
-    page = open_page(pages.hostile())
+@pytest.mark.parametrize("width", [390, 1280])
+def test_hostile_texts_are_shown_and_never_run(open_page: OpenPage, width: int) -> None:
+    page = open_page(pages.hostile(), viewport={"width": width, "height": 900})
     page.locator("details[data-reason]").evaluate_all("all => all.forEach(each => { each.open = true; })")
     expect(page.locator("#unscored ol").last).to_be_attached()
     page.click("#start")

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 FIELDS = {**JobOptions.model_fields, **SampleOptions.model_fields}
 OTHER_OPTIONS = {
     *("--config", "--debug", "--help", "--table", "--images-per-shard", "--no-strict", "--json"),
-    *("--cluster", "--images"),
+    *("--cluster", "--images", "--html", "--serve", "--by", "--examples", "--verbose"),
 }
 """Options of commands that are in no group of options."""
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
@@ -63,7 +63,7 @@ def test_pages_name_no_option_that_does_not_exist(page: str) -> None:
         lines = [
             line
             for line in path.read_text(encoding="utf-8").splitlines()
-            if re.search(r"nsfw-spark (doctor|peek|run|score|filter|export|models)\b", line)
+            if re.search(r"nsfw-spark (doctor|peek|report|run|score|filter|export|models)\b", line)
             and "spark-submit" not in line
         ]
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "\n".join(lines)))

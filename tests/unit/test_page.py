@@ -148,6 +148,15 @@ def test_thumbnails_beyond_the_budget_are_left_out_and_the_page_says_so() -> Non
     assert base64.b64decode(shown[0]["thumb"]) == near[0].thumbnail
 
 
+def test_an_image_is_shown_once_and_odd_scores_are_not() -> None:
+    one = Example("a", "ok", 0.5)
+    odd = [Example("b", "ok", float("nan")), Example("c", "ok", 7.0), Example("d", "missing")]
+    failed = Reason("not_finite", "N", 1, [Example("e", "not_finite", float("nan"))])
+    html = render(pages.report(examples=[one, one, *odd], reasons=[failed]))
+    assert [each["id"] for each in data_of(html)["examples"]] == ["a"]
+    assert "examples are left out" not in html
+
+
 def test_a_thumbnail_that_is_no_picture_is_a_placeholder() -> None:
     kinds = {"jpeg": jpeg(8, 8), "webp": pages.webp(1), "svg": b"<svg onload='alert(1)'/>", "none": b""}
     made = [Example(name, "ok", 0.5, thumbnail=content) for name, content in kinds.items()]

@@ -27,7 +27,7 @@ import jinja2
 from markupsafe import Markup
 
 from nsfw_spark.errors import ConfigError, StorageError
-from nsfw_spark.review.report import NUM_STEPS, Example, Group, Report, Run, bin_of
+from nsfw_spark.review.report import NUM_STEPS, Bins, Example, Group, Report, Run, bin_of
 
 MAX_BYTES: Final = 5_000_000
 """No page is larger."""
@@ -208,7 +208,7 @@ class _Shown:
         return {
             "low": self._low,
             "high": self._high,
-            "bins": dict(report.bins),
+            "bins": _plain(report.bins),
             "examples": self._cards,
             "reasons": self._reasons,
             "groups": [
@@ -330,14 +330,14 @@ class _Shown:
             details = {"error": example.error, **details}
         return {
             "id": example.image_id if with_id else self._text(example.image_id),
-            "score": example.score if with_id else None,
+            "score": float(example.score) if with_id and example.score is not None else None,
             "bin": bin_of(example.score) if with_id and example.score is not None else None,
             "details": [[self._text(name), self._text(value)] for name, value in list(details.items())[:12]],
             **picture,
         }
 
     def _group(self, group: Group) -> dict[str, Any]:
-        return {"value": self._text(group.value), "bins": dict(group.bins), "unscored": group.unscored}
+        return {"value": self._text(group.value), "bins": _plain(group.bins), "unscored": int(group.unscored)}
 
     def _text(self, text: str) -> str:
         shown = visible(clip(text, self._limits.text))
@@ -367,6 +367,11 @@ def _merged(groups: Sequence[Group], most: int) -> list[Group]:
             bins[bin_] = bins.get(bin_, 0) + n
     rest = Group("(more)", bins, sum(group.unscored for group in groups[most - 1 :]))
     return [*groups[: most - 1], rest]
+
+
+def _plain(bins: Bins) -> dict[int, int]:
+    """Return bins with Python's numbers, since JSON takes no others."""
+    return {int(bin_): int(n) for bin_, n in bins.items()}
 
 
 def _class(name: str, counts: Sequence[int]) -> dict[str, Any]:

@@ -89,22 +89,41 @@ def write_page(report: Report, path: Path | str) -> None:
     write_html(render(report), path)
 
 
+def check_place(path: Path) -> None:
+    """Refuse a file that cannot be written, before the work for it begins.
+
+    Raises:
+        ConfigError: It is a directory, its directory is absent, or it must not be written.
+    """
+    _check_is_no_directory(path)
+    if not path.parent.is_dir():
+        raise _write_error(path, FileNotFoundError(errno.ENOENT, ""))
+    if not os.access(path.parent, os.W_OK):
+        raise _write_error(path, PermissionError(errno.EACCES, ""))
+
+
 def write_html(html: str, path: Path | str) -> None:
     """Write the text of a page like `write_page`."""
     path = Path(path)
-    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
-        raise ConfigError(
-            f"page {path} is a directory; expected the name of a file, such as {path / 'review.html'}"
-        )
-    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
+    _check_is_no_directory(path)
+    temporary = None
     try:
+        temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
         with temporary.open("x", encoding="utf-8", newline="") as file:
             file.write(html)
         temporary.replace(path)
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-        with suppress(OSError, ValueError):
-            temporary.unlink()
+        if temporary is not None:
+            with suppress(OSError, ValueError):
+                temporary.unlink()
         raise _write_error(path, error) from None
+
+
+def _check_is_no_directory(path: Path) -> None:
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
+        raise ConfigError(
+            f"page {path} is a directory; expected the name of a file, such as {path / 'review.html'}"
+        )
 
 
 def content_security_policy() -> str:

@@ -126,7 +126,7 @@ def screenshots(page: Path) -> None:
     """Take a screenshot of the page in each width and in both colour schemes."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=BROWSER_ARGS)
-        for width, height in ((1280, 1500), (390, 1500)):
+        for width, height in ((1280, 1900), (390, 2300)):
             for scheme in ("light", "dark"):
                 context = browser.new_context(
                     viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"

@@ -27,7 +27,7 @@ import jinja2
 from markupsafe import Markup
 
 from nsfw_spark.errors import ConfigError, StorageError
-from nsfw_spark.review.report import NUM_STEPS, Example, Group, Report, Run, bin_of
+from nsfw_spark.review.report import NUM_STEPS, Bins, Example, Group, Report, Run, bin_of
 
 MAX_BYTES: Final = 5_000_000
 """No page is larger."""
@@ -89,22 +89,41 @@ def write_page(report: Report, path: Path | str) -> None:
     write_html(render(report), path)
 
 
+def check_place(path: Path) -> None:
+    """Refuse a file that cannot be written, before the work for it begins.
+
+    Raises:
+        ConfigError: It is a directory, its directory is absent, or it must not be written.
+    """
+    _check_is_no_directory(path)
+    if not path.parent.is_dir():
+        raise _write_error(path, FileNotFoundError(errno.ENOENT, ""))
+    if not os.access(path.parent, os.W_OK):
+        raise _write_error(path, PermissionError(errno.EACCES, ""))
+
+
 def write_html(html: str, path: Path | str) -> None:
     """Write the text of a page like `write_page`."""
     path = Path(path)
-    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
-        raise ConfigError(
-            f"page {path} is a directory; expected the name of a file, such as {path / 'review.html'}"
-        )
-    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
+    _check_is_no_directory(path)
+    temporary = None
     try:
+        temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
         with temporary.open("x", encoding="utf-8", newline="") as file:
             file.write(html)
         temporary.replace(path)
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-        with suppress(OSError, ValueError):
-            temporary.unlink()
+        if temporary is not None:
+            with suppress(OSError, ValueError):
+                temporary.unlink()
         raise _write_error(path, error) from None
+
+
+def _check_is_no_directory(path: Path) -> None:
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
+        raise ConfigError(
+            f"page {path} is a directory; expected the name of a file, such as {path / 'review.html'}"
+        )
 
 
 def content_security_policy() -> str:
@@ -208,7 +227,7 @@ class _Shown:
         return {
             "low": self._low,
             "high": self._high,
-            "bins": dict(report.bins),
+            "bins": _plain(report.bins),
             "examples": self._cards,
             "reasons": self._reasons,
             "groups": [
@@ -330,14 +349,14 @@ class _Shown:
             details = {"error": example.error, **details}
         return {
             "id": example.image_id if with_id else self._text(example.image_id),
-            "score": example.score if with_id else None,
+            "score": float(example.score) if with_id and example.score is not None else None,
             "bin": bin_of(example.score) if with_id and example.score is not None else None,
             "details": [[self._text(name), self._text(value)] for name, value in list(details.items())[:12]],
             **picture,
         }
 
     def _group(self, group: Group) -> dict[str, Any]:
-        return {"value": self._text(group.value), "bins": dict(group.bins), "unscored": group.unscored}
+        return {"value": self._text(group.value), "bins": _plain(group.bins), "unscored": int(group.unscored)}
 
     def _text(self, text: str) -> str:
         shown = visible(clip(text, self._limits.text))
@@ -367,6 +386,11 @@ def _merged(groups: Sequence[Group], most: int) -> list[Group]:
             bins[bin_] = bins.get(bin_, 0) + n
     rest = Group("(more)", bins, sum(group.unscored for group in groups[most - 1 :]))
     return [*groups[: most - 1], rest]
+
+
+def _plain(bins: Bins) -> dict[int, int]:
+    """Return bins with Python's numbers, since JSON takes no others."""
+    return {int(bin_): int(n) for bin_, n in bins.items()}
 
 
 def _class(name: str, counts: Sequence[int]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser, tmp_path: Path) -> Iterator[OpenPage]:
-    """Open the page of a report; fail if it uses the console or the network, or runs foreign code."""
+    """Open a report's page; fail if it writes to the console, asks for an address, or runs foreign code."""
     contexts, told, asked, tabs = [], [], [], []
 
     def open_(report: Report | Path, **options: Any) -> Page:  # noqa: ANN401 - of new_context

@@ -187,6 +187,14 @@ def test_first_thresholds_and_counts() -> None:
         assert f'id="count-{band}">{count:,} image' in html
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    score, bins = pages.np.float32(0.5), {pages.np.int64(500): pages.np.int64(3)}
+    groups = {"host": [Group("a", bins, pages.np.int64(2))]}
+    data = data_of(render(pages.report(bins=bins, groups=groups, examples=[Example("a", "ok", score)])))
+    assert data["bins"] == data["groups"][0]["values"][0]["bins"] == {"500": 3}
+    assert data["examples"][0]["score"] == 0.5
+
+
 def test_a_threshold_between_two_steps_is_told() -> None:
     assert "begins at 0.123" in " ".join(render(pages.report(threshold=0.12345)).split())
     assert "begins at" not in render(pages.report(threshold=0.3))

@@ -51,8 +51,8 @@ class State:
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimate of the time until the end; None if unknown."""
-        if self.total is None or not self.position:
+        """Estimate of the time until the end; None if unknown, or if all is done."""
+        if self.total is None or not 0 < self.position < self.total:
             return None
         return (time.monotonic() - self.started) / self.position * (self.total - self.position)
 

@@ -51,6 +51,7 @@ def test_the_position_never_exceeds_the_total() -> None:
     assert state(done=9, begun=4, total=10, tasks=(4, 4)).position == 10
     assert state(done=9, begun=4, total=10).position == 9
     assert state(total=10).seconds_left is None
+    assert state(done=10, total=10).seconds_left is None
 
 
 def test_a_line_for_each_micro_batch() -> None:

@@ -117,9 +117,9 @@ def _print(findings: Sequence[Finding]) -> None:
 def add_doctor_command(app: typer.Typer) -> None:
     """Add the command of this module to the program."""
     types = {
-        "input": Annotated[str | None, typer.Argument(metavar="[INPUT]", help=help_of("input"))],
+        "input": Annotated[str | None, typer.Argument(metavar="INPUT", help=help_of("input"))],
         "output": Annotated[
-            str | None, typer.Argument(metavar="[OUT]", help="Directory or catalog schema for the tables.")
+            str | None, typer.Argument(metavar="OUT", help="Directory or catalog schema for the tables.")
         ],
         "cluster": Annotated[
             bool | None, typer.Option("--cluster", help="Ask every executor: a task for each core.")

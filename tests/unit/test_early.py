@@ -132,7 +132,10 @@ def test_a_search_that_takes_long_is_left_to_spark(images: Path, monkeypatch: py
 def test_an_output_that_is_a_file_or_below_one_is_refused(images: Path, tmp_path: Path, option: str) -> None:
     (images / "a.png").touch()
     (tmp_path / "file").touch()
-    for place, why in ((tmp_path / "file", "it is a file"), (tmp_path / "file" / "out", "file is a file")):
+    for place, why in (
+        (tmp_path / "file", "it is no directory"),
+        (tmp_path / "file" / "out", "file is no directory"),
+    ):
         with pytest.raises(TableError, match=rf"cannot write {place} \(.*{why}\); expected.*--{option}"):
             check(images, **{"output": tmp_path / "out", option: str(place)})
 
@@ -177,7 +180,7 @@ def test_export_needs_its_table_and_a_place_to_write(tmp_path: Path) -> None:
     (tmp_path / "safe_images" / "_delta_log").mkdir(parents=True)
     early.check_export(options, "safe_images", str(tmp_path / "shards"))
     (tmp_path / "shards").touch()
-    with pytest.raises(TableError, match=r"shards .it is a file.*another directory"):
+    with pytest.raises(TableError, match=r"shards .it is no directory.*another directory"):
         early.check_export(options, "safe_images", str(tmp_path / "shards"))
 
 
@@ -202,17 +205,22 @@ def test_a_missing_package_of_the_extra_is_named(
     assert "starting Spark" not in said.err
 
 
-def test_the_error_comes_without_pyspark(tmp_path: Path) -> None:
+def test_the_error_comes_before_pyspark_is_imported(tmp_path: Path) -> None:
     code = (
         "import sys; from nsfw_spark import cli\n"
         "try: cli.main(['run', './no/such', '--output', 'out', '--model', 'open-nsfw'])\n"
         "finally: sys.stderr.write(str(sorted({'pyspark', 'pandas', 'pyarrow', 'torch'} & set(sys.modules))))"
     )
     environment = {key: value for key, value in os.environ.items() if key not in ELSEWHERE}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "JAVA_HOME": fake_java(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path,
-        env={**environment, "PYTHONPATH": os.pathsep.join(sys.path), "JAVA_HOME": fake_java(tmp_path)},
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    )
     assert "input ./no/such does not exist" in done.stderr, done.stderr
     assert done.stderr.endswith("[]")
 

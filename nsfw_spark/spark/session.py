@@ -83,8 +83,9 @@ def running_session() -> SparkSession | None:
 
 
 def _submitted_session() -> SparkSession:
-    from pyspark import SparkConf
+    from pyspark import SparkConf, SparkContext
 
+    SparkContext._ensure_initialized()  # noqa: SLF001 - before it, a SparkConf is empty
     submitted = SparkConf()
     builder = SparkSession.builder
     has_log = _has_own_log(submitted.get(_JAVA_OPTIONS, ""))

@@ -94,6 +94,24 @@ def test_spark_submit_runs_the_job_and_too_many_bad_images_are_exit_status_3(
     assert "Traceback" not in done.stderr
 
 
+def test_settings_of_spark_submit_stay(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    names = ("spark.log.level", "spark.sql.extensions", "spark.sql.catalog.spark_catalog")
+    program.write_text(
+        "from nsfw_spark.spark import get_session\n"
+        f"print([get_session().conf.get(name) for name in {names}])\n",
+        encoding="utf-8",
+    )
+    theirs = "io.delta.sql.DeltaSparkSessionExtension,no.such.Extension"  # Spark warns of it and goes on
+    submit = [str(Path(sys.executable).with_name("spark-submit"))]
+    submit += ["--properties-file", str(ROOT / "conf" / "local.conf")]
+    submit += ["--conf", "spark.log.level=ERROR", "--conf", f"spark.sql.extensions={theirs}", str(program)]
+    done = run(submit, tmp_path / "cwd", {"JDK_JAVA_OPTIONS": java.OPTIONS})
+    assert done.returncode == 0, done.stderr
+    catalog = "org.apache.spark.sql.delta.catalog.DeltaCatalog"
+    assert str(["ERROR", theirs, catalog]) in done.stdout
+
+
 def test_the_databricks_notebook_runs_as_a_script(demo: Path, tmp_path: Path) -> None:
     given = {"IMAGES": str(demo), "MODEL": "open-nsfw", "OUTPUT": "scores", **java.quick()}
     notebook = ROOT / "notebooks" / "score_images.py"

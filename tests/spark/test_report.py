@@ -16,6 +16,7 @@ from nsfw_spark.errors import ConfigError, TableError
 from nsfw_spark.options import job_options
 from nsfw_spark.review.report import EDGES, Report
 from nsfw_spark.spark.report import ReportView, pictured, report_job
+from tests.browser.conftest import OpenPage, browser, open_page  # noqa: F401 - fixtures
 from tests.conftest import jpeg, png
 from tests.spark.conftest import BAD, GOOD, THRESHOLD, Run, Tables, image_id, write_files
 from tests.spark.test_content import write_parquet, write_tar
@@ -86,6 +87,29 @@ def test_the_counts_below_each_threshold_are_sparks_own(output: Path, tables: Ta
     counts = [F.count(F.when(F.expr(f"nsfw_score < {each!r}f"), 1)) for each in thresholds]
     expected = list(tables.frame("image_scores").filter("status = 'ok'").agg(*counts).first())
     assert [report.num_below(each) for each in thresholds] == expected
+
+
+@pytest.mark.browser
+def test_the_page_shows_sparks_own_counts_at_twenty_positions(
+    output: Path,
+    tables: Tables,
+    open_page: OpenPage,  # noqa: F811 - the fixture
+) -> None:
+    from tests.browser.test_page import counts
+
+    add_scores(tables, [float(score) for score in np.random.default_rng(2).beta(0.5, 1, 5000)])
+    page = open_page(report_on(output, examples=30))
+    page.fill("#high-number", "1")
+    places = [round(0.05 * i + 0.003, 3) for i in range(20)]
+    below = [F.count(F.when(F.expr(f"nsfw_score < {place}f"), 1)) for place in places]
+    scored = tables.frame("image_scores").filter("status = 'ok'")
+    expected = list(scored.agg(*below).first())
+    shown = []
+    for place in places:
+        page.fill("#low-number", f"{place:.3f}")
+        shown.append(counts(page)[0])
+    assert shown == expected
+    assert len(set(shown)) == 20
 
 
 def test_examples_are_the_nearest_to_the_threshold_and_some_of_each_band(
